@@ -18,7 +18,7 @@ import numpy as np, pandas as pd, timm, torch, transformers
 from fastcore.basics import patch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -233,7 +233,7 @@ def save_projection(
     tensors = {k: v.detach().to('cpu', torch.float16).contiguous() for k, v in mm.projection.state_dict().items()}
     info = dict(lm=mm.config.lm, encoder=mm.config.encoder, image_size=mm.encoder.spec.image_size, prompt=mm.config.prompt, **metadata)
     tmp = file.with_name(f'.{file.name}.{os.getpid()}')
-    save_file(tensors, tmp, {k: v if isinstance(v, str) else json.dumps(v) for k, v in info.items()})
+    tmp.write_bytes(save(tensors, {k: v if isinstance(v, str) else json.dumps(v) for k, v in info.items()}))
     os.replace(tmp, file)
 
 # %% ../nbs/00_model.ipynb #0a57cb53
@@ -242,7 +242,9 @@ def load_projection(
     file, # a file written by `save_projection`
 ) -> dict: # the file's metadata
     "Fill in `mm.projection` from `file`"
+    if not Path(file).is_file(): raise FileNotFoundError(f'there is no projection {file}')
     with safe_open(file, 'pt') as f: state, info = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
+    if set(state) != {'weight', 'bias'}: raise ValueError(f'{file} is no projection: it holds {sorted(state)}, not bias and weight')
     got, want = tuple(state['weight'].shape), tuple(mm.projection.weight.shape)
     if got != want: raise ValueError(f"{file} is a projection of another model: its matrix is {got}, this pair "
                                      f"({mm.config.encoder} → {mm.config.lm}) needs {want}")
@@ -262,7 +264,7 @@ def quiet():
 @patch(cls_method=True)
 def from_pretrained(cls:MultimodalLM,
     name:str='pocket', # key of `PRESETS`
-    projection=None, # a projection file in place of the preset's own
+    projection=None, # a projection file in place of the preset's own; False: random weights, to be trained
     device:str|None=None, # default: a GPU if there is one
     dtype:torch.dtype=torch.float32, # of the language model
 ) -> MultimodalLM:
@@ -272,7 +274,7 @@ def from_pretrained(cls:MultimodalLM,
     encoder, folder = Encoder(ENCODERS[cfg.encoder], cfg.image_size), lm_folder(cfg.lm)
     with quiet(): lm = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     mm = cls(encoder, lm, AutoTokenizer.from_pretrained(folder), cfg)
-    load_projection(mm, projection or files('mmneurons')/'assets'/cfg.projection)
+    if projection is not False: load_projection(mm, projection or files('mmneurons')/'assets'/cfg.projection)
     return mm.to(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
 
 # %% ../nbs/00_model.ipynb #b6692ea5

@@ -2,6 +2,7 @@
 import ast, base64, io, json, os, re, shutil, statistics, struct, subprocess, sys, tokenize
 from pathlib import Path
 import pytest
+from readme import readme
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS = sorted(path for path in (ROOT/'nbs').rglob('*.ipynb')
@@ -179,7 +180,8 @@ def test_no_large_file():
     large = [path.relative_to(ROOT).as_posix() for path in files if path.is_file() and path.stat().st_size > 3e6]
     assert not large, f'above 3 MB: {large}'
 
-def test_readme_and_ci_say_the_same():
-    readme = (ROOT/'README.md').read_text('utf-8')
-    assert INSTALL in readme and re.search(rf'(?m)^\s*{re.escape(TEST)}\s*$', readme)
+def test_readme_index_and_ci_say_the_same():
+    text = (ROOT/'README.md').read_text('utf-8')
+    assert text == readme(), 'README.md is made from nbs/index.ipynb: python tests/readme.py'
+    assert INSTALL in text and re.search(rf'(?m)^\s*{re.escape(TEST)}\s*$', text)
     assert TEST in (ROOT/'.ci'/'run').read_text('utf-8').splitlines()
