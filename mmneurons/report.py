@@ -80,7 +80,7 @@ class Look:
     neurons: pd.DataFrame    # best first, as `described` gives them
     heat: np.ndarray         # (neuron, height, width): where the first five fire, 480 pixels on the longer side
     ablation: pd.DataFrame   # as `switched_off` gives it
-    settings: dict           # grid, n_neurons, n_top, n_readable, raw, seed, and `weights`: the licence of each
+    settings: dict           # grid, n_neurons, n_top, n_readable, raw, seed, corrected (for habits of place), and `weights`: the licence of each
 
     def __str__(self): return as_text(self)
 
@@ -102,14 +102,15 @@ def look(
     n_ablated:int=50, # neurons to ablate
     seed:int=0, # of the random units they are compared with
     image_id:str='picture', # name of the picture
+    habits=None, # from `position_mean`: heatmaps show what goes beyond a unit's habits of place
 ) -> Look:
     "Caption a picture and find, read, locate and switch off the neurons behind one word of the caption"
     attribution = attribute(mm, image, target, image_id=image_id)
     top = top_neurons(attribution, max(100, k, n_ablated))
     neurons = described(mm, top, len(top), raw)
     settings = dict(grid=mm.grid, n_neurons=mm.n_layers*mm.n_units, n_top=len(top), n_readable=int(neurons.interpretable.sum()),
-                    raw=raw, seed=seed, weights=licences(mm))
-    return Look(image_id, fit(image, 960), attribution, neurons.head(k), heatmap(mm, fit(image, 480), neurons.head(min(k, 5))),
+                    raw=raw, seed=seed, corrected=habits is not None, weights=licences(mm))
+    return Look(image_id, fit(image, 960), attribution, neurons.head(k), heatmap(mm, image, neurons.head(min(k, 5)), habits, fit(image, 480).size[::-1]),
                 switched_off(mm, image, attribution, top, n_ablated, seed), settings)
 
 # %% ../nbs/09_report.ipynb #0a57cb53
@@ -189,7 +190,7 @@ def page_data(
     look:Look, # of one picture
 ) -> dict: # what the template shows
     "Strings and numbers for one picture of the page"
-    a, small = look.attribution, fit(look.image, 480)
+    a, small = look.attribution, look.image.resize(look.heat.shape[:0:-1], Image.LANCZOS)
     neurons = [dict(n, words=[show_token(t) for t in n['tokens']]) for n in look.neurons.to_dict('records')]
     cards = [dict(n, picture=data_uri(overlay(small, h)), size=small.size, place=place(*np.unravel_index(h.argmax(), h.shape), h.shape))
              for n, h in zip(neurons, look.heat)]

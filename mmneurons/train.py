@@ -23,7 +23,7 @@ from .model import MultimodalLM, save_projection
 @dataclass(frozen=True)
 class TrainConfig:
     "How a projection is trained; the defaults are the pocket model's"
-    steps: int = 1500            # optimizer steps
+    steps: int = 1250            # optimizer steps
     batch_size: int = 16         # pictures a step
     lr: float = 2e-3             # peak learning rate of AdamW
     betas: tuple[float, float] = (.9, .95) # of AdamW
@@ -31,12 +31,12 @@ class TrainConfig:
     warmup: int = 30             # steps of linear warm-up
     schedule: str = 'cosine'     # 'cosine' to zero, or 'constant' after the warm-up
     clip: float = 1.             # largest norm of the gradient
-    keep: float = .5             # share of the patches shown in a step
-    full: float = .25            # share of the steps, at the end, that show all patches
+    keep: float = .34            # share of the patches shown in a step
+    full: float = .2             # share of the steps, at the end, that show all patches
     prompt: str = 'A picture of' # text between picture and caption
     seed: int = 0                # of initial weights, data order and shown patches
-    val_every: int = 250         # steps between validations
-    checkpoint_every: int = 50   # steps between checkpoints
+    val_every: int = 625         # steps between validations
+    checkpoint_every: int = 25   # steps between checkpoints
 
 # %% ../nbs/01_train_projection.ipynb #fe5dbbce
 LIMBER = TrainConfig(steps=15_000, batch_size=2048, lr=8e-4, weight_decay=0., warmup=100, schedule='constant',
@@ -149,7 +149,7 @@ def init_projection(
     mm:MultimodalLM, # gets random weights
     seed:int=0, # of the weights
 ):
-    "Random weights under which standardised features become vectors of the word embeddings' own spread"
+    "Random weights under which standardised features get the spread of the word embeddings"
     words = mm.embed(torch.zeros(1, 0, mm.d_model, device=mm.device), range(1000) if mm.lm.config.vocab_size > 1000 else ())
     w = torch.randn(mm.projection.weight.shape, generator=torch.Generator().manual_seed(seed))
     mm.projection.weight.data = (w*words.float().std().cpu()/mm.d_image**.5).to(mm.projection.weight)
@@ -225,15 +225,15 @@ def validate(
     features:Features, # of pictures that are not trained on
     standardise, # what makes raw features standardised
     cfg:TrainConfig, # prompt and batch size
-    n:int=128, # pictures, the first ones
+    n:int=128, # pictures, drawn with seed 0
 ) -> float: # mean loss
     "Caption loss on held-out pictures, all patches shown"
-    n, losses = min(n, len(features)), []
-    for i in range(0, n, cfg.batch_size):
-        rows = range(i, min(i + cfg.batch_size, n))
+    picks, losses = np.random.default_rng(0).permutation(len(features))[:n].tolist(), []
+    for i in range(0, len(picks), cfg.batch_size):
+        rows = picks[i:i + cfg.batch_size]
         loss = caption_loss(mm, mm.projection(standardise(features[rows])), [features.caption(r) for r in rows], cfg.prompt)
         losses.append(loss.item()*len(rows))
-    return sum(losses)/n
+    return sum(losses)/len(picks)
 
 # %% ../nbs/01_train_projection.ipynb #22d200f8
 class Run:
