@@ -154,10 +154,11 @@ def attribute(
 def top_neurons(
     a:Attribution, # scores of one picture
     k:int=100, # how many
+    usual=None, # (layer, unit), mean scores over other pictures: rank by what goes beyond them; None: by the score itself
 ) -> pd.DataFrame: # image_id, target, layer, unit, sign, patch, score, activation, rank
-    "The `k` neurons with the highest scores"
-    scores, flat = a.scores.flatten().topk(min(k, a.scores.numel()))
-    act = a.activation.flatten()[flat]
+    "The `k` neurons with the highest scores, or with the scores furthest above their usual ones"
+    flat = (a.scores if usual is None else a.scores - usual).flatten().topk(min(k, a.scores.numel())).indices
+    scores, act = a.scores.flatten()[flat], a.activation.flatten()[flat]
     n = a.scores.shape[1]
     return pd.DataFrame(dict(image_id=a.image_id, target=a.target, layer=(flat//n).tolist(), unit=(flat % n).tolist(),
                              sign=act.sign().where(act != 0, 1.).int().tolist(), patch=a.patch.flatten()[flat].tolist(),
