@@ -4,7 +4,7 @@
     python -m pytest nbs/02_attribution.ipynb --save       the same, then write its outputs into the notebook
     python -m pytest --run-slow --run-gpu                  run the cells tagged `#| slow` or `#| gpu` too
 """
-import contextlib, io, json, multiprocessing, os, sys, time, traceback
+import contextlib, io, json, multiprocessing, os, sys, traceback
 from pathlib import Path
 import pytest
 from nbdev.config import get_config

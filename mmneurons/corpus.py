@@ -300,6 +300,22 @@ def composite_licence(*parts:str) -> str: # SPDX expressions of the parts
     return strong[0] if strong else ' AND '.join(sorted(set(parts)))
 
 # %% ../nbs/00b_corpus.ipynb #827bfc45
+def _credits(rows):
+    "LICENSES.md: every picture with its parts, every package with its makers"
+    used = {n: PACKAGES[n] for r in rows for n in re.findall(r'(\S+):', r['parts'])}
+    lines = ['# Where the pictures of the gallery come from', '',
+             'Each picture is a composition: a cut-out on a photograph or on a gradient. `make_gallery` made them all.',
+             'They are works of their own, under these licences and not under that of the program they lie beside.', '',
+             '| picture | parts | licence of the whole |', '|---|---|---|']
+    lines += [f'| {r["image_id"]} | {r["parts"].replace(" + ", "<br>")} | {r["licence"]} |' for r in rows]
+    lines += ['', '| package | made by | licence | registry |', '|---|---|---|---|']
+    lines += [f'| {p.name} {p.version} | {p.author} | {p.licence} | {"npm" if p.sha256 else "Debian"} |'
+              for p in used.values()]
+    lines += ['', 'The licences are in `mmneurons/assets/licences`, but CC-BY-SA-3.0, which is at',
+              '<https://creativecommons.org/licenses/by-sa/3.0/legalcode>.']
+    return '\n'.join(lines) + '\n'
+
+# %% ../nbs/00b_corpus.ipynb #64e095fe
 def _backdrop(r, roots, side):
     "The background of the scene `r`: a square of a photograph, or a gradient"
     package, _, file = r['back'].partition(':')
@@ -308,7 +324,7 @@ def _backdrop(r, roots, side):
     n, dx, dy = min(im.size), *(round(float(r['crop'])*(d-min(im.size))) for d in im.size)
     return im.crop((dx, dy, dx+n, dy+n)).resize((side, side), Image.LANCZOS)
 
-# %% ../nbs/00b_corpus.ipynb #64e095fe
+# %% ../nbs/00b_corpus.ipynb #2e01e174
 def _scene(r, roots, cuts, side):
     "Picture, mask and manifest row of the scene `r`"
     c, parts = cuts[r['cutout']], [f'{cuts[r["cutout"]].package.name}:{cuts[r["cutout"]].path.name}']
@@ -320,7 +336,7 @@ def _scene(r, roots, cuts, side):
         caption=r['caption'], caption2=r['caption2'], nouns=c.noun, style=c.style, parts=' + '.join(parts),
         licence=composite_licence(*(PACKAGES[p.partition(':')[0]].licence for p in parts)))
 
-# %% ../nbs/00b_corpus.ipynb #2e01e174
+# %% ../nbs/00b_corpus.ipynb #e1822db4
 def make_gallery(out:str|Path,       # folder to write to
                  packages:str|Path,  # folder where packages are, or are fetched to
                  side:int=384        # pixels
@@ -339,7 +355,7 @@ def make_gallery(out:str|Path,       # folder to write to
     (out/'LICENSES.md').write_text(_credits(rows), encoding='utf-8')
     return rows
 
-# %% ../nbs/00b_corpus.ipynb #a9334987
+# %% ../nbs/00b_corpus.ipynb #c5b76da3
 def make_corpus(out:str|Path,                # folder to write to: 250 MB, and 620 MB of packages
                 seed:int=0,                  # the same seed makes the same corpus
                 packages:str|Path|None=None  # where packages are, or are fetched to; `packages` inside `out` by default

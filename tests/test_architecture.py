@@ -171,6 +171,11 @@ def test_docstrings_and_docments(path):
                     if line not in commented or lines.count(line) > 1]
     assert not missing, '\n'.join(missing)
 
+def test_no_undefined_or_unused_name():
+    files = [*ROOT.glob('mmneurons/*.py'), *ROOT.glob('tests/*.py'), ROOT/'conftest.py', ROOT/'setup.py']
+    found = subprocess.run([sys.executable, '-m', 'pyflakes', *files], capture_output=True, text=True)
+    assert not found.returncode, found.stdout + found.stderr
+
 def test_no_large_file():
     "Weights and corpora come from a registry, not from this repository"
     listed = subprocess.run(['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard'], cwd=ROOT,

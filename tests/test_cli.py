@@ -1,5 +1,5 @@
 "The command as a user meets it: real processes, broken photos, full pages. Each call that loads the model takes some 15 s."
-import json, os, re, shutil, signal, subprocess, sys, time
+import json, re, shutil, signal, subprocess, sys, time
 from base64 import b64decode
 from html.parser import HTMLParser
 from importlib.resources import files

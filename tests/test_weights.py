@@ -1,6 +1,5 @@
 "Weights as they are really made: by processes that are killed or start together, and from missing or damaged pieces."
 import hashlib, os, signal, subprocess, sys, time
-from pathlib import Path
 import pytest
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer
