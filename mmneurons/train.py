@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 from .data import first_noun, same_noun
@@ -89,27 +90,6 @@ class Features:
         "How many pictures have been gone through"
         return len(self.captions) + len(self.failures)
 
-    def add(self,
-        mm, # whose encoder
-        dataset, # where the pictures are
-        rows, # which of them
-    ):
-        "Encode the pictures of `rows`; the block counts once its state is on disk"
-        ok, images, captions = [], [], dict(self.captions)
-        failures = dict(self.failures)
-        for i in rows:
-            try:
-                ex = dataset[i]
-                said = [c for c in ex.captions if c.strip()]
-                if not said: raise ValueError('empty caption')
-                image = ex.image
-            except (ValueError, OSError) as e: failures[str(i)] = f'{dataset.image_ids[i]}: {e}'
-            else: ok.append(i), images.append(image); captions[str(i)] = said
-        if ok: self.array[ok] = mm.patches(images).cpu().half().numpy()
-        self.array.flush()
-        self.captions, self.failures = captions, failures
-        write_atomic(self.state, json.dumps([captions, failures]))
-
     def __len__(self): return len(self.rows)
     def __getitem__(self, rows): return torch.from_numpy(self.array[[self.rows[r] for r in rows]])
 
@@ -122,6 +102,29 @@ class Features:
         return captions[n % len(captions)]
 
 # %% ../nbs/01_train_projection.ipynb #fa35e192
+@patch
+def add(self:Features,
+    mm, # whose encoder
+    dataset, # where the pictures are
+    rows, # which of them
+):
+    "Encode the pictures of `rows`; the block counts once its state is on disk"
+    ok, images, captions = [], [], dict(self.captions)
+    failures = dict(self.failures)
+    for i in rows:
+        try:
+            ex = dataset[i]
+            said = [c for c in ex.captions if c.strip()]
+            if not said: raise ValueError('empty caption')
+            image = ex.image
+        except (ValueError, OSError) as e: failures[str(i)] = f'{dataset.image_ids[i]}: {e}'
+        else: ok.append(i), images.append(image); captions[str(i)] = said
+    if ok: self.array[ok] = mm.patches(images).cpu().half().numpy()
+    self.array.flush()
+    self.captions, self.failures = captions, failures
+    write_atomic(self.state, json.dumps([captions, failures]))
+
+# %% ../nbs/01_train_projection.ipynb #f1abd670
 def write_atomic(
     file, # path
     content:str|bytes, # all of it
@@ -133,7 +136,7 @@ def write_atomic(
         os.replace(tmp, file)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/01_train_projection.ipynb #1574bddb
+# %% ../nbs/01_train_projection.ipynb #0716d970
 def channel_stats(
     features:Features, # training pictures
     n:int=512, # pictures to look at
@@ -144,7 +147,7 @@ def channel_stats(
     x = features[rows].float().flatten(0, 1)
     return x.mean(0), x.std(0).clamp_min(1e-3)
 
-# %% ../nbs/01_train_projection.ipynb #0716d970
+# %% ../nbs/01_train_projection.ipynb #9e6a55b6
 def init_projection(
     mm:MultimodalLM, # gets random weights
     seed:int=0, # of the weights
@@ -155,7 +158,7 @@ def init_projection(
     mm.projection.weight.data = (w*words.float().std().cpu()/mm.d_image**.5).to(mm.projection.weight)
     mm.projection.bias.data.zero_()
 
-# %% ../nbs/01_train_projection.ipynb #9e6a55b6
+# %% ../nbs/01_train_projection.ipynb #b3f0c7f6
 def fold(
     mm:MultimodalLM, # its projection was trained on standardised features
     mean, # (d_image,)
@@ -166,7 +169,7 @@ def fold(
     w /= std.to(w)
     b -= w @ mean.to(w)
 
-# %% ../nbs/01_train_projection.ipynb #472b07b9
+# %% ../nbs/01_train_projection.ipynb #12c6fc06
 def caption_tokens(
     mm:MultimodalLM, # its tokenizer
     captions:list[str], # one a picture
@@ -177,7 +180,7 @@ def caption_tokens(
     mask = torch.tensor([[1]*len(i) + [0]*(longest - len(i)) for i in ids], dtype=torch.bool)
     return torch.tensor([i + [mm.tokenizer.eos_token_id]*(longest - len(i)) for i in ids]), mask
 
-# %% ../nbs/01_train_projection.ipynb #12c6fc06
+# %% ../nbs/01_train_projection.ipynb #d435a6cd
 def caption_loss(
     mm:MultimodalLM, # the model
     soft_prompt, # (batch, patch, d_model)
@@ -193,7 +196,7 @@ def caption_loss(
     logits = mm.lm(inputs_embeds=x, use_cache=False, logits_to_keep=ids.shape[1] + 1).logits[:, :-1]
     return F.cross_entropy(logits[mask].float(), ids[mask])
 
-# %% ../nbs/01_train_projection.ipynb #d435a6cd
+# %% ../nbs/01_train_projection.ipynb #4d134bc0
 def shown_patches(
     n:int, # patches of a picture
     step:int, # of the training
@@ -204,7 +207,7 @@ def shown_patches(
     g = torch.Generator().manual_seed(cfg.seed*1_000_003 + step)
     return torch.randperm(n, generator=g)[:max(1, round(cfg.keep*n))].sort().values
 
-# %% ../nbs/01_train_projection.ipynb #4d134bc0
+# %% ../nbs/01_train_projection.ipynb #f6e1126c
 def batch_rows(
     n:int, # pictures in the training set
     step:int, # of the training
@@ -218,7 +221,7 @@ def batch_rows(
         out.append((int(order[i]), epoch))
     return out
 
-# %% ../nbs/01_train_projection.ipynb #0a57cb53
+# %% ../nbs/01_train_projection.ipynb #7719a1c7
 @torch.no_grad()
 def validate(
     mm:MultimodalLM, # with a projection that takes standardised features
@@ -235,7 +238,7 @@ def validate(
         losses.append(loss.item()*len(rows))
     return sum(losses)/len(picks)
 
-# %% ../nbs/01_train_projection.ipynb #22d200f8
+# %% ../nbs/01_train_projection.ipynb #63266754
 class Run:
     "A training run in its folder: checkpoint, log, and at the end the projection"
     def __init__(self,
@@ -290,7 +293,7 @@ class Run:
         self.step += 1
         return loss.item()
 
-# %% ../nbs/01_train_projection.ipynb #63266754
+# %% ../nbs/01_train_projection.ipynb #cb4e5208
 def train_projection(
     mm:MultimodalLM, # gets the trained projection
     train:Features, # pictures to learn from
@@ -316,7 +319,7 @@ def train_projection(
     save_projection(mm, run.folder/'projection.safetensors', train=asdict(cfg), pictures=len(train), **metadata)
     return pd.DataFrame(run.rows)
 
-# %% ../nbs/01_train_projection.ipynb #5b384ce3
+# %% ../nbs/01_train_projection.ipynb #ca3512f4
 def name_pictures(
     mm:MultimodalLM, # with a trained projection
     dataset, # sequence of `Example` with nouns
