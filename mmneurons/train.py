@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['LIMBER', 'TrainConfig', 'lr_at', 'feature_key', 'Features', 'write_atomic', 'channel_stats', 'init_projection',
-           'fold', 'caption_tokens', 'caption_loss', 'shown_patches', 'batch_rows', 'validate', 'Run',
-           'train_projection', 'name_pictures']
+           'fold', 'caption_tokens', 'caption_loss', 'restricted_head', 'caption_vocab', 'shown_patches',
+           'hidden_channels', 'batch_rows', 'validate', 'Run', 'train_projection', 'name_pictures']
 
 # %% ../nbs/01_train_projection.ipynb #ac3478d6
-import hashlib, io, json, math, os, time
+import contextlib, hashlib, io, json, math, os, time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -35,6 +35,8 @@ class TrainConfig:
     keep: float = .34            # share of the patches shown in a step
     full: float = .2             # share of the steps, at the end, that show all patches
     prompt: str = 'A picture of' # text between picture and caption
+    feature_dropout: float = 0.  # probability that a feature channel of a picture is hidden in a step, in all its patches
+    vocab: str = 'full'          # the training loss chooses among 'full': every token, or 'captions': the training captions' tokens
     seed: int = 0                # of initial weights, data order and shown patches
     val_every: int = 625         # steps between validations
     checkpoint_every: int = 25   # steps between checkpoints
@@ -186,6 +188,7 @@ def caption_loss(
     soft_prompt, # (batch, patch, d_model)
     captions:list[str], # one a picture
     prompt:str, # text between picture and caption
+    vocab=None, # tokens to choose among, ascending; None: all
 ) -> torch.Tensor: # scalar
     "Mean cross-entropy of the caption's tokens, end token included"
     ids, mask = (t.to(mm.device) for t in caption_tokens(mm, captions))
@@ -193,10 +196,34 @@ def caption_loss(
     def words(i): return embed(torch.tensor(i, dtype=torch.long, device=mm.device)).expand(len(ids), -1, -1)
     text = mm.tokenizer(prompt, add_special_tokens=False).input_ids
     x = torch.cat([words(mm.before), soft_prompt.to(embed.weight.dtype), words(text), embed(ids)], 1)
-    logits = mm.lm(inputs_embeds=x, use_cache=False, logits_to_keep=ids.shape[1] + 1).logits[:, :-1]
-    return F.cross_entropy(logits[mask].float(), ids[mask])
+    with restricted_head(mm, vocab):
+        logits = mm.lm(inputs_embeds=x, use_cache=False, logits_to_keep=ids.shape[1] + 1).logits[:, :-1]
+    want = ids[mask] if vocab is None else torch.searchsorted(vocab.to(mm.device), ids[mask])
+    return F.cross_entropy(logits[mask].float(), want)
 
 # %% ../nbs/01_train_projection.ipynb #4d134bc0
+@contextlib.contextmanager
+def restricted_head(
+    mm:MultimodalLM, # whose language model
+    vocab, # tokens whose logits are wanted; None: all
+):
+    "Inside this context the language model gives logits of `vocab` only, in that order"
+    head = mm.lm.get_output_embeddings()
+    if vocab is None: yield; return
+    small = torch.nn.Linear(head.in_features, len(vocab), bias=head.bias is not None, device='meta').requires_grad_(False)
+    for name, p in head.named_parameters(): setattr(small, name, torch.nn.Parameter(p.data[vocab.to(p.device)], requires_grad=False))
+    try: mm.lm.set_output_embeddings(small); yield
+    finally: mm.lm.set_output_embeddings(head)
+
+# %% ../nbs/01_train_projection.ipynb #f6e1126c
+def caption_vocab(
+    mm:MultimodalLM, # its tokenizer
+    captions, # all that are trained on
+) -> torch.Tensor: # token ids, ascending
+    "The tokens of the captions, end token included"
+    return torch.tensor(sorted({t for c in captions for t in caption_tokens(mm, [c])[0][0].tolist()}))
+
+# %% ../nbs/01_train_projection.ipynb #0a57cb53
 def shown_patches(
     n:int, # patches of a picture
     step:int, # of the training
@@ -207,7 +234,18 @@ def shown_patches(
     g = torch.Generator().manual_seed(cfg.seed*1_000_003 + step)
     return torch.randperm(n, generator=g)[:max(1, round(cfg.keep*n))].sort().values
 
-# %% ../nbs/01_train_projection.ipynb #f6e1126c
+# %% ../nbs/01_train_projection.ipynb #7719a1c7
+def hidden_channels(
+    mm:MultimodalLM, # d_image
+    step:int, # of the training
+    cfg:TrainConfig, # feature_dropout, batch_size, seed
+) -> torch.Tensor: # (batch, 1, d_image): 0 where a channel is hidden, elsewhere what keeps the mean size
+    "Which channels of which picture a step hides"
+    g = torch.Generator().manual_seed(cfg.seed*1_000_003 + step)
+    shown = torch.rand(cfg.batch_size, 1, mm.d_image, generator=g) >= cfg.feature_dropout
+    return shown/(1 - cfg.feature_dropout)
+
+# %% ../nbs/01_train_projection.ipynb #22d200f8
 def batch_rows(
     n:int, # pictures in the training set
     step:int, # of the training
@@ -221,7 +259,7 @@ def batch_rows(
         out.append((int(order[i]), epoch))
     return out
 
-# %% ../nbs/01_train_projection.ipynb #7719a1c7
+# %% ../nbs/01_train_projection.ipynb #f1f836cb
 @torch.no_grad()
 def validate(
     mm:MultimodalLM, # with a projection that takes standardised features
@@ -238,7 +276,7 @@ def validate(
         losses.append(loss.item()*len(rows))
     return sum(losses)/len(picks)
 
-# %% ../nbs/01_train_projection.ipynb #63266754
+# %% ../nbs/01_train_projection.ipynb #fc074d50
 class Run:
     "A training run in its folder: checkpoint, log, and at the end the projection"
     def __init__(self,
@@ -252,6 +290,7 @@ class Run:
         self.checkpoint = self.folder/'checkpoint.pt'
         self.identity = json.dumps([asdict(cfg), mm.config.lm, mm.config.encoder, mm.encoder.spec.image_size,
                                     mm.projection.weight.shape, features.folder.name])
+        self.vocab = caption_vocab(mm, {c for said in features.captions.values() for c in said}) if cfg.vocab == 'captions' else None
         mm.projection.float().requires_grad_(True)
         self.opt = torch.optim.AdamW(mm.projection.parameters(), lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay)
         if self.checkpoint.exists(): return self.load()
@@ -284,8 +323,9 @@ class Run:
         "One optimizer step; its loss"
         picks = batch_rows(len(features), self.step, self.cfg)
         x = features[[r for r, _ in picks]][:, shown_patches(self.mm.n_patches, self.step, self.cfg)]
+        x = self.standardise(x)*hidden_channels(self.mm, self.step, self.cfg).to(self.mm.device)
         captions = [features.caption(r, epoch) for r, epoch in picks]
-        loss = caption_loss(self.mm, self.mm.projection(self.standardise(x)), captions, self.cfg.prompt)
+        loss = caption_loss(self.mm, self.mm.projection(x), captions, self.cfg.prompt, self.vocab)
         for group in self.opt.param_groups: group['lr'] = lr_at(self.step, self.cfg)
         self.opt.zero_grad(); loss.backward()
         torch.nn.utils.clip_grad_norm_(self.mm.projection.parameters(), self.cfg.clip)
@@ -293,7 +333,7 @@ class Run:
         self.step += 1
         return loss.item()
 
-# %% ../nbs/01_train_projection.ipynb #cb4e5208
+# %% ../nbs/01_train_projection.ipynb #cb7a1d77
 def train_projection(
     mm:MultimodalLM, # gets the trained projection
     train:Features, # pictures to learn from
@@ -319,7 +359,7 @@ def train_projection(
     save_projection(mm, run.folder/'projection.safetensors', train=asdict(cfg), pictures=len(train), **metadata)
     return pd.DataFrame(run.rows)
 
-# %% ../nbs/01_train_projection.ipynb #ca3512f4
+# %% ../nbs/01_train_projection.ipynb #98fbc42f
 def name_pictures(
     mm:MultimodalLM, # with a trained projection
     dataset, # sequence of `Example` with nouns
