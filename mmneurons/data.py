@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LEAD', 'SUFFIXES', 'Example', 'ImageError', 'open_image', 'words_of', 'nouns', 'first_noun', 'content_words',
-           'Reader', 'open_mask', 'gallery', 'image_folder', 'coco', 'corpus', 'same_noun', 'bootstrap']
+           'Reader', 'needs', 'open_mask', 'gallery', 'image_folder', 'coco', 'corpus', 'same_noun', 'bootstrap']
 
 # %% ../nbs/00a_data.ipynb #1b645389
-import base64, contextlib, csv, html, io, json, warnings
+import base64, contextlib, csv, html, importlib, io, json, warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -148,11 +148,20 @@ def _table(path, missing):
     with open(path, newline='', encoding='utf-8-sig') as f: return list(csv.DictReader(f))
 
 # %% ../nbs/00a_data.ipynb #63266754
+def needs(
+    package:str,  # name as it is imported, and installed
+    what:str      # that asks for it
+):
+    "An error in one sentence where an optional package is missing"
+    try: importlib.import_module(package)
+    except ImportError: raise ValueError(f"{what} needs the package {package}: pip install {package}") from None
+
+# %% ../nbs/00a_data.ipynb #b6692ea5
 def open_mask(path:str|Path) -> np.ndarray: # bool (height, width)
     "A mask: True where the picture in `path` is not black"
     return np.asarray(open_image(path).convert('L')) > 127
 
-# %% ../nbs/00a_data.ipynb #b6692ea5
+# %% ../nbs/00a_data.ipynb #972a67c4
 def _row_example(row, root):
     "The example of a manifest row whose files lie under `root`"
     captions = tuple(row[k] for k in ('caption', 'caption2') if row.get(k))
@@ -160,13 +169,13 @@ def _row_example(row, root):
     masks = {names[0]: open_mask(root/row['mask'])} if row['mask'] else {}
     return Example(row['image_id'], open_image(root/row['file']), captions, names, masks)
 
-# %% ../nbs/00a_data.ipynb #f1f836cb
+# %% ../nbs/00a_data.ipynb #fc074d50
 def gallery() -> Reader:
     "The pictures that ship with the package, each with two captions and the mask of its thing"
     root = files('mmneurons')/'assets'/'gallery'
     return Reader(_table(root/'gallery.csv', 'reinstall mmneurons'), partial(_row_example, root=root))
 
-# %% ../nbs/00a_data.ipynb #92cfceb3
+# %% ../nbs/00a_data.ipynb #98fbc42f
 SUFFIXES = '.jpg .jpeg .png .gif .webp .bmp .tif .tiff'.split()
 
 def _captioned(row):
@@ -174,7 +183,7 @@ def _captioned(row):
     names = dict.fromkeys(noun for c in captions for noun in nouns(c))
     return Example(row['image_id'], open_image(row['file']), captions, tuple(names))
 
-# %% ../nbs/00a_data.ipynb #0286dd55
+# %% ../nbs/00a_data.ipynb #fb644351
 def image_folder(path:str|Path,               # folder with pictures
                  captions:str|Path|None=None  # csv with the columns `file` and `caption`, one row per caption
                 ) -> Reader:
@@ -189,7 +198,7 @@ def image_folder(path:str|Path,               # folder with pictures
     if said and not said.keys() & {p.name for p in found}: raise ValueError(f'{captions} names no file of {path}')
     return Reader([dict(image_id=p.stem, file=p, captions=said.get(p.name, [])) for p in found], _captioned)
 
-# %% ../nbs/00a_data.ipynb #fe2ef495
+# %% ../nbs/00a_data.ipynb #64e095fe
 def _coco_masks(api, cats, image_id, size):
     "The union of each category's objects, by name"
     masks = {}
@@ -198,7 +207,7 @@ def _coco_masks(api, cats, image_id, size):
         masks[cats[a['category_id']]] = masks.get(cats[a['category_id']], False) | m
     return masks
 
-# %% ../nbs/00a_data.ipynb #827bfc45
+# %% ../nbs/00a_data.ipynb #2e01e174
 def coco(images:str|Path,              # folder with the pictures, such as val2017
          captions:str|Path,            # such as annotations/captions_val2017.json
          instances:str|Path|None=None  # such as annotations/instances_val2017.json: gives the masks
@@ -219,7 +228,7 @@ def coco(images:str|Path,              # folder with the pictures, such as val20
         return replace(ex, masks=masks(int(row['image_id']), ex.image.size)) if masks else ex
     return Reader(rows, load)
 
-# %% ../nbs/00a_data.ipynb #b7eb6c68
+# %% ../nbs/00a_data.ipynb #c5b76da3
 def corpus(path:str|Path,        # folder with a manifest.csv
            split:str|None=None   # one of the manifest's splits; None for all
           ) -> Reader:
@@ -230,7 +239,7 @@ def corpus(path:str|Path,        # folder with a manifest.csv
     if split and split not in splits: raise ValueError(f'{path} has no split {split!r}; it has {", ".join(splits)}')
     return Reader([r for r in rows if split in (None, r['split'])], partial(_row_example, root=path))
 
-# %% ../nbs/00a_data.ipynb #80e28a51
+# %% ../nbs/00a_data.ipynb #54ceb912
 def same_noun(a:str, # a word
               b:str  # another
              ) -> bool:
@@ -239,7 +248,7 @@ def same_noun(a:str, # a word
     a, b = (w.strip().lower() for w in (a, b))
     return a == b or plural(a) == b or plural(b) == a
 
-# %% ../nbs/00a_data.ipynb #9109c85a
+# %% ../nbs/00a_data.ipynb #5a5b0f9b
 def bootstrap(values,       # one number a picture
               n:int=2000,   # resamples
               seed:int=0    # of the resampling

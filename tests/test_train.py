@@ -1,17 +1,19 @@
 "Training as it really goes: killed and started again, on pictures that cannot be read, on a full disk."
-import errno, itertools, multiprocessing, os, re, resource, signal, sys
+import errno, itertools, multiprocessing, os, re, resource, signal, subprocess, sys
 from dataclasses import replace
+from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-from conftest import PRELOAD
+from conftest import PRELOAD, ROOT
 from mmneurons.data import Example, Reader, open_image
 from mmneurons.model import ENCODERS, Encoder, MultimodalLM, load_projection, tiny_model
-from mmneurons.train import Features, TrainConfig, caption_loss, lr_at, train_projection
+from mmneurons.train import Features, TrainConfig, caption_loss, lr_at, processes, train_projection
 
 COLOURS = dict(red=(200, 60, 60), grass=(60, 160, 60), river=(60, 60, 200))
 CFG = TrainConfig(steps=4, batch_size=5, warmup=2, val_every=2, checkpoint_every=2)
+ALL = replace(CFG, accumulate=2, feature_dropout=.2, dropout=.1, vocab='captions', precision='bf16', schedule='linear', samples=1)
 
 def pictures(folder, n=12):
     "Files in `folder`, made where missing, noisy and of one colour, each with two captions that name the colour"
@@ -60,7 +62,7 @@ def train(home, folder, moment=None):
     mm = tiny_model()
     features = Features(mm, pictures(home/'pictures'), home/'features')
     if moment: die_at(moment, folder)
-    train_projection(mm, features, CFG, folder, val=features)
+    train_projection(mm, features, ALL, folder, val=features)
 
 def train_on_a_full_disk(home, folder, limit):
     "No file may grow beyond `limit` bytes; the error is the exit code"
@@ -72,9 +74,9 @@ def bits(tensors): return {name: t.detach().cpu().numpy().tobytes() for name, t 
 
 def outcome(folder):
     "What a finished run leaves: its projection bit by bit, and its log but for the time it took"
-    log = pd.read_csv(folder/'log.csv').drop(columns='seconds')
+    log, said = pd.read_csv(folder/'log.csv').drop(columns='seconds'), (folder/'samples.csv').read_text()
     checkpoint = torch.load(folder/'checkpoint.pt', weights_only=True)
-    return bits(checkpoint['projection']), bits(load_file(folder/'projection.safetensors')), log.to_csv()
+    return bits(checkpoint['projection']), bits(load_file(folder/'projection.safetensors')), log.to_csv(), said
 
 def test_a_run_killed_at_any_moment_ends_as_an_unbroken_one(tmp_path):
     assert fresh(train, tmp_path, tmp_path/'unbroken') == 0
@@ -83,8 +85,40 @@ def test_a_run_killed_at_any_moment_ends_as_an_unbroken_one(tmp_path):
     assert len(folders) > 5
     for folder in folders: assert outcome(folder) == want, folder.name
 
+def launch(*args):
+    "Two processes with one thread each that run this file; on a CPU it is torchrun that starts them, and accelerate finds them"
+    env = os.environ | dict(OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
+    return subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', __file__, *map(str, args)], env=env, capture_output=True, text=True)
+
+def together(home, folder):
+    "What every process of `launch` does; the data set has failures, and blocks for both of them"
+    cfg = replace(ALL, precision='no', accumulate=1, steps=8, val_every=4)
+    train, val = (Features(tiny_model(), damaged(home, n), folder/'features', block=3) for n in (12, 8))
+    print('TOGETHER', processes().num_processes, len(train), sorted(train.failures))
+    train_projection(tiny_model(), train, cfg, folder, val)
+
+def damaged(home, n):
+    "Pictures of which one is missing"
+    data = pictures(home/'pictures', n)
+    data.rows[1]['file'] = home/'missing.png'
+    return data
+
+def test_two_processes_do_what_one_does(tmp_path):
+    assert fresh(together, tmp_path, tmp_path/'one') == 0
+    done = launch(tmp_path, tmp_path/'two')
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ['TOGETHER 2 11 [1]']*2
+    one, two = (pd.read_csv(tmp_path/name/'log.csv') for name in ('one', 'two'))
+    for column in ('step', 'samples', 'lr', 'loss', 'val_loss'): np.testing.assert_allclose(two[column], one[column], rtol=1e-5)
+    one, two = (torch.load(tmp_path/name/'checkpoint.pt', weights_only=True) for name in ('one', 'two'))
+    for name in ('weight', 'bias'): torch.testing.assert_close(two['projection'][name], one['projection'][name], rtol=1e-4, atol=1e-6)
+    assert two['samples'] == one['samples'] and len(two['samples']) == 2*ALL.samples
+    features = [sorted(path.relative_to(tmp_path/name).as_posix() for path in (tmp_path/name).rglob('*') if path.is_file()) for name in ('one', 'two')]
+    assert set(features[1]) - set(features[0]) == {f.replace('done-0', 'done-1') for f in features[0] if 'done-0' in f}
+    assert done.stderr.count('training') and not re.search('Traceback|Warning', done.stderr), done.stderr
+
 def test_an_extraction_killed_at_any_moment_ends_as_an_unbroken_one(tmp_path):
-    def left(folder): return [next(folder.glob(f'*/{name}')).read_bytes() for name in ('features.f16', 'state.json')]
+    def left(folder): return [next(folder.glob(f'*/{name}')).read_bytes() for name in ('features.f16', 'done-0.jsonl')]
     assert fresh(extract, tmp_path, tmp_path/'unbroken') == 0
     want = left(tmp_path/'unbroken')
     folders = list(killed_at_each_moment(extract, tmp_path))
@@ -99,7 +133,7 @@ def test_what_cannot_be_used_is_listed_and_left_out(tmp_path):
     mm = tiny_model()
     for _ in range(2):                     # extracted, then found again
         features = Features(mm, data, tmp_path/'features', block=3)
-        assert list(features.failures) == ['1', '2', '4', '5']
+        assert list(features.failures) == [1, 2, 4, 5]
         reasons = 'p1: .*missing.png: there is no such file', 'p2: .*cannot be read', 'p4: empty caption', 'p5: empty'
         for reason, said in zip(reasons, features.failures.values()): assert re.match(reason, said)
         assert features.rows == [0, 3, 6, 7] and len(features) == 4
@@ -203,3 +237,5 @@ def test_pictures_find_their_words_unless_the_captions_are_shuffled(tmp_path, ki
     assert last < guess/2 and last < first/5 and all(named)
     _, last, named = learn([names[i//3 % 3] for i in range(n)], tmp_path/'shuffled')
     assert last > guess and not all(named)
+
+if __name__ == '__main__': together(*map(Path, sys.argv[1:]))
