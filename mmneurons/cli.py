@@ -9,7 +9,7 @@ __all__ = ['LOOK', 'LOOK_EXAMPLES', 'OUTPUT', 'STATUS', 'ENVIRONMENT', 'GENERAL'
            'make_parser', 'main']
 
 # %% ../nbs/10_cli.ipynb #ac3478d6
-import argparse, json, os, shutil, sys
+import argparse, json, os, shutil, signal, sys
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -201,7 +201,7 @@ exit status:
   0    everything was done
   1    a file could not be read or written; the other photos were done
   2    wrong usage, or the model could not be loaded
-  130  interrupted
+  130  interrupted, as the shell counts it
   141  the reader of standard output left
 """
 
@@ -331,13 +331,13 @@ def main(
 ) -> int: # exit status
     "The `mmneurons` command"
     argv = sys.argv[1:] if argv is None else argv
+    with suppress(ValueError): signal.signal(signal.SIGINT, signal.SIG_DFL)
     with suppress(AttributeError): sys.stdout.reconfigure(errors='replace')
     args = make_parser(argv[0] if argv else '').parse_args(argv)
     try:
         status = args.run(args)
         sys.stdout.flush()
         return status
-    except KeyboardInterrupt: return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

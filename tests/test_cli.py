@@ -144,7 +144,7 @@ def test_interrupted(tmp_path):
     assert 'loading' in process.stderr.readline()
     time.sleep(.5)
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60)[1] == '' and process.returncode == 130
+    assert process.communicate(timeout=60)[1] == '' and process.returncode == -signal.SIGINT
 
 def test_a_reader_that_leaves(tmp_path):
     process = subprocess.Popen([*COMMAND, 'look', 'gone.jpg', '--json'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
