@@ -61,7 +61,7 @@ def feature_key(
     "A short hash of everything that the features and captions depend on, but for the pixels themselves"
     spec, weights = mm.encoder.spec, hashlib.sha256()
     for t in mm.encoder.state_dict().values(): weights.update(t.cpu().numpy().tobytes())
-    what = [spec.timm_name, weights.hexdigest(), spec.image_size, spec.mean, spec.std, rows]
+    what = [spec.name, weights.hexdigest(), spec.image_size, spec.mean, spec.std, rows]
     return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:12]
 
 # %% ../nbs/01_train_projection.ipynb #bd307a3e
