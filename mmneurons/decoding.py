@@ -10,7 +10,6 @@ __all__ = ['unembed', 'english_words', 'interpretable', 'decode', 'decoded', 'wo
 import gzip
 from functools import lru_cache
 from importlib.resources import files
-from operator import attrgetter
 
 import numpy as np, pandas as pd, torch
 
@@ -24,7 +23,7 @@ def unembed(
     vectors, # (n, d_model), directions in the residual stream
 ) -> torch.Tensor: # logits (n, vocab)
     "What directions would say if they were the final state: the final norm's linear part, then the output head"
-    norm = attrgetter(mm.family.norm)(mm.lm)
+    norm = mm.final_norm()
     if isinstance(norm, torch.nn.LayerNorm): vectors = vectors - vectors.mean(-1, keepdim=True)
     return (vectors*norm_gain(mm, norm)) @ mm.lm.get_output_embeddings().weight.T
 
