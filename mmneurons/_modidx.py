@@ -219,4 +219,12 @@ d = { 'settings': { 'branch': 'main',
                                    'mmneurons.weights.join_parts': ('0_weights.html#join_parts', 'mmneurons/weights.py'),
                                    'mmneurons.weights.lm_folder': ('0_weights.html#lm_folder', 'mmneurons/weights.py'),
                                    'mmneurons.weights.pip_fetch': ('0_weights.html#pip_fetch', 'mmneurons/weights.py'),
-                                   'mmneurons.weights.wheel_file': ('0_weights.html#wheel_file', 'mmneurons/weights.py')}}}
+                                   'mmneurons.weights.wheel_file': ('0_weights.html#wheel_file', 'mmneurons/weights.py')},
+            'mmneurons.wordnet': { 'mmneurons.wordnet._neighbours': ('wordnet.html#_neighbours', 'mmneurons/wordnet.py'),
+                                   'mmneurons.wordnet._net': ('wordnet.html#_net', 'mmneurons/wordnet.py'),
+                                   'mmneurons.wordnet._steps': ('wordnet.html#_steps', 'mmneurons/wordnet.py'),
+                                   'mmneurons.wordnet.lemmas': ('wordnet.html#lemmas', 'mmneurons/wordnet.py'),
+                                   'mmneurons.wordnet.names_match': ('wordnet.html#names_match', 'mmneurons/wordnet.py'),
+                                   'mmneurons.wordnet.related': ('wordnet.html#related', 'mmneurons/wordnet.py'),
+                                   'mmneurons.wordnet.related_words': ('wordnet.html#related_words', 'mmneurons/wordnet.py'),
+                                   'mmneurons.wordnet.senses': ('wordnet.html#senses', 'mmneurons/wordnet.py')}}}
