@@ -98,7 +98,10 @@ def feature_key(
     rows:list[dict], # of the data set: names, files, captions
 ) -> str:
     "A short hash of everything that the features and captions depend on, but for the pixels themselves"
-    return hashlib.sha256(json.dumps([*encoder_key(mm), rows], default=str).encode()).hexdigest()[:12]
+    spec, weights = mm.encoder.spec, hashlib.sha256()
+    for t in mm.encoder.state_dict().values(): weights.update(t.cpu().numpy().tobytes())
+    what = [spec.name, weights.hexdigest(), spec.image_size, spec.mean, spec.std, rows]
+    return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:12]
 
 # %% ../nbs/01_train_projection.ipynb #91032ad7
 class Features:
