@@ -100,7 +100,7 @@ def feature_key(
     "A short hash of everything that the features and captions depend on, but for the pixels themselves"
     return hashlib.sha256(json.dumps([*encoder_key(mm), rows], default=str).encode()).hexdigest()[:12]
 
-# %% ../nbs/01_train_projection.ipynb #b3f0c7f6
+# %% ../nbs/01_train_projection.ipynb #91032ad7
 class Features:
     "Patch features of a data set on disk, with its captions: `f[rows]` gives (row, patch, d_image)"
     def __init__(self,
@@ -134,7 +134,7 @@ class Features:
         captions = self.captions[self.rows[row]]
         return captions[n % len(captions)]
 
-# %% ../nbs/01_train_projection.ipynb #91032ad7
+# %% ../nbs/01_train_projection.ipynb #472b07b9
 def sized(
     file:Path, # made where missing
     size:int, # bytes
@@ -145,7 +145,7 @@ def sized(
     with open(file, 'ab') as f: f.truncate(size)
     return file
 
-# %% ../nbs/01_train_projection.ipynb #472b07b9
+# %% ../nbs/01_train_projection.ipynb #12c6fc06
 @patch
 def read(self:Features,
     own:Path|None=None, # journal that this process is about to write to
@@ -159,7 +159,7 @@ def read(self:Features,
     self.failures = {i: f'{self.image_ids[i]}: {reason}' for i, reason in rows if isinstance(reason, str)}
     self.rows = list(self.captions)
 
-# %% ../nbs/01_train_projection.ipynb #12c6fc06
+# %% ../nbs/01_train_projection.ipynb #d435a6cd
 @patch
 def add(self:Features,
     mm, # whose encoder
@@ -176,7 +176,7 @@ def add(self:Features,
             for i, x in zip(images, mm.patches([*images.values()]).cpu().half().numpy()): f.seek(i*x.nbytes); f.write(x.tobytes())
     with writing(journal), open(journal, 'ab') as f: f.write(json.dumps(known).encode() + b'\n')
 
-# %% ../nbs/01_train_projection.ipynb #d435a6cd
+# %% ../nbs/01_train_projection.ipynb #4d134bc0
 def usable(
     dataset, # sequence of `Example`
     i:int, # which of them
@@ -188,14 +188,14 @@ def usable(
         return (said, example.image) if said else ('empty caption', None)
     except (ValueError, OSError) as e: return ' '.join(str(e).split()), None
 
-# %% ../nbs/01_train_projection.ipynb #f6e1126c
+# %% ../nbs/01_train_projection.ipynb #887309d0
 @contextlib.contextmanager
 def writing(file): # path
     "An error of the disk inside this context names the file"
     try: yield
     except OSError as e: raise OSError(e.errno, f'{e.strerror}; make room and start again, nothing that was whole is lost', str(file)) from None
 
-# %% ../nbs/01_train_projection.ipynb #887309d0
+# %% ../nbs/01_train_projection.ipynb #bc33ea4e
 def write_atomic(
     file, # path
     content:str|bytes, # all of it
@@ -209,7 +209,7 @@ def write_atomic(
         os.replace(tmp, file)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/01_train_projection.ipynb #0a57cb53
+# %% ../nbs/01_train_projection.ipynb #7719a1c7
 def channel_stats(
     features:Features, # training pictures
     n:int=512, # pictures to look at
@@ -220,7 +220,7 @@ def channel_stats(
     x = features[rows].float().flatten(0, 1)
     return x.mean(0), x.std(0).clamp_min(1e-3)
 
-# %% ../nbs/01_train_projection.ipynb #7719a1c7
+# %% ../nbs/01_train_projection.ipynb #22d200f8
 def init_projection(
     mm:MultimodalLM, # gets random weights
     seed:int=0, # of the weights
@@ -231,7 +231,7 @@ def init_projection(
     mm.projection.weight.data = (w*words.float().std().cpu()/mm.d_image**.5).to(mm.projection.weight)
     mm.projection.bias.data.zero_()
 
-# %% ../nbs/01_train_projection.ipynb #22d200f8
+# %% ../nbs/01_train_projection.ipynb #63266754
 def fold(
     mm:MultimodalLM, # its projection was trained on standardised features
     mean, # (d_image,)
@@ -242,7 +242,7 @@ def fold(
     w /= std.to(w)
     b -= w @ mean.to(w)
 
-# %% ../nbs/01_train_projection.ipynb #b6692ea5
+# %% ../nbs/01_train_projection.ipynb #f1f836cb
 def caption_tokens(
     mm:MultimodalLM, # its tokenizer
     captions:list[str], # one a picture
@@ -254,7 +254,7 @@ def caption_tokens(
     mask = torch.tensor([[1]*len(i) + [0]*(longest - len(i)) for i in ids], dtype=torch.bool)
     return torch.tensor([i + [mm.tokenizer.eos_token_id]*(longest - len(i)) for i in ids]), mask
 
-# %% ../nbs/01_train_projection.ipynb #f1f836cb
+# %% ../nbs/01_train_projection.ipynb #972a67c4
 def caption_loss(
     mm:MultimodalLM, # the model
     soft_prompt, # (batch, patch, d_model)
@@ -274,7 +274,7 @@ def caption_loss(
     want = ids[mask] if vocab is None else torch.searchsorted(vocab.to(mm.device), ids[mask])
     return F.cross_entropy(logits[mask].float(), want, reduction='sum')/(tokens or mask.sum())
 
-# %% ../nbs/01_train_projection.ipynb #972a67c4
+# %% ../nbs/01_train_projection.ipynb #fc074d50
 @contextlib.contextmanager
 def restricted_head(
     mm:MultimodalLM, # whose language model
@@ -288,7 +288,7 @@ def restricted_head(
     try: mm.lm.set_output_embeddings(small); yield
     finally: mm.lm.set_output_embeddings(head)
 
-# %% ../nbs/01_train_projection.ipynb #fc074d50
+# %% ../nbs/01_train_projection.ipynb #cb7a1d77
 def caption_vocab(
     mm:MultimodalLM, # its tokenizer
     captions:list[str], # all that are trained on
@@ -296,7 +296,7 @@ def caption_vocab(
     "The tokens of the captions, end token included"
     return torch.cat([caption_tokens(mm, captions[i:i + 10_000])[0].unique() for i in range(0, len(captions), 10_000)]).unique()
 
-# %% ../nbs/01_train_projection.ipynb #ca3512f4
+# %% ../nbs/01_train_projection.ipynb #af3e1334
 def shown_patches(
     n:int, # patches of a picture
     step:int, # of the training
@@ -307,7 +307,7 @@ def shown_patches(
     g = torch.Generator().manual_seed(cfg.seed*1_000_003 + step)
     return torch.randperm(n, generator=g)[:max(1, round(cfg.keep*n))].sort().values
 
-# %% ../nbs/01_train_projection.ipynb #af3e1334
+# %% ../nbs/01_train_projection.ipynb #761f22b2
 def dropout_mask(
     shape:tuple, # of one picture's numbers
     p:float, # probability that one is hidden
@@ -317,7 +317,7 @@ def dropout_mask(
     draws = [torch.rand(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
     return (torch.stack(draws) >= p)/(1 - p)
 
-# %% ../nbs/01_train_projection.ipynb #761f22b2
+# %% ../nbs/01_train_projection.ipynb #92cfceb3
 def batch_rows(
     n:int, # pictures in the training set
     step:int, # of the training
@@ -331,7 +331,7 @@ def batch_rows(
         out.append((int(order[i]), epoch))
     return out
 
-# %% ../nbs/01_train_projection.ipynb #fb644351
+# %% ../nbs/01_train_projection.ipynb #fe2ef495
 @torch.no_grad()
 def validate(
     mm:MultimodalLM, # with a projection that takes standardised features
@@ -348,7 +348,7 @@ def validate(
         total += caption_loss(mm, mm.projection(standardise(features[rows])), [features.caption(r) for r in rows], cfg.prompt)*len(rows)
     return reduce(total, 'sum').item()/len(picks)
 
-# %% ../nbs/01_train_projection.ipynb #827bfc45
+# %% ../nbs/01_train_projection.ipynb #64e095fe
 @torch.no_grad()
 def sample_captions(
     mm:MultimodalLM, # with a projection that takes standardised features
@@ -363,7 +363,7 @@ def sample_captions(
     said = mm.tokenizer.batch_decode(ids, skip_special_tokens=True)
     return [dict(image_id=features.image_ids[features.rows[r]], caption=features.caption(r), said=text.strip()) for r, text in zip(rows, said)]
 
-# %% ../nbs/01_train_projection.ipynb #2e01e174
+# %% ../nbs/01_train_projection.ipynb #e1822db4
 class Run:
     "A training run in its folder: checkpoint, log, and at the end the projection"
     def __init__(self,
@@ -395,7 +395,7 @@ class Run:
         "Features with mean 0 and spread 1 in each channel"
         return (x.to(self.mm.device).float() - self.mean.to(self.mm.device))/self.std.to(self.mm.device)
 
-# %% ../nbs/01_train_projection.ipynb #e1822db4
+# %% ../nbs/01_train_projection.ipynb #b7eb6c68
 @patch
 def save(self:Run):
     "Write the checkpoint and the log; the last good checkpoint stays until the new one is whole"
@@ -409,7 +409,7 @@ def save(self:Run):
         write_atomic(self.folder/'samples.csv', pd.DataFrame(self.samples).to_csv(index=False))
     write_atomic(self.checkpoint, buffer.getvalue())
 
-# %% ../nbs/01_train_projection.ipynb #b7eb6c68
+# %% ../nbs/01_train_projection.ipynb #a9334987
 @patch
 def load(self:Run):
     "Go on from the checkpoint, if it is of this very run"
@@ -423,7 +423,7 @@ def load(self:Run):
     self.scaler.load_state_dict(c['scaler'])
     self.step, self.rows, self.samples, self.mean, self.std = (c[k] for k in ('step', 'rows', 'samples', 'mean', 'std'))
 
-# %% ../nbs/01_train_projection.ipynb #c5b76da3
+# %% ../nbs/01_train_projection.ipynb #80e28a51
 def autocast_dtype(
     precision:str, # of `TrainConfig`
     device, # where the model is
@@ -432,7 +432,7 @@ def autocast_dtype(
     if precision == 'auto': precision = 'no' if device.type == 'cpu' else 'bf16' if torch.cuda.is_bf16_supported() else 'fp16'
     return dict(no=None, bf16=torch.bfloat16, fp16=torch.float16)[precision]
 
-# %% ../nbs/01_train_projection.ipynb #8effee40
+# %% ../nbs/01_train_projection.ipynb #54ceb912
 @patch
 def part_loss(self:Run,
     features, # of the training pictures
@@ -450,7 +450,7 @@ def part_loss(self:Run,
         if cfg.dropout: soft_prompt = soft_prompt*dropout_mask(soft_prompt.shape[1:], cfg.dropout, [-s - 1 for s in seeds]).to(soft_prompt)
         return caption_loss(mm, soft_prompt, [features.caption(*picks[k]) for k in part], cfg.prompt, self.vocab, tokens)
 
-# %% ../nbs/01_train_projection.ipynb #54ceb912
+# %% ../nbs/01_train_projection.ipynb #9109c85a
 @patch
 def advance(self:Run,
     features, # of the training pictures
@@ -473,7 +473,7 @@ def advance(self:Run,
     self.step += 1
     return reduce(total, 'sum').item()
 
-# %% ../nbs/01_train_projection.ipynb #667be543
+# %% ../nbs/01_train_projection.ipynb #5a5b0f9b
 def tensorboard_writer(
     folder:Path, # of the run
     step:int, # events after it are void
@@ -483,7 +483,7 @@ def tensorboard_writer(
     from torch.utils.tensorboard import SummaryWriter
     return SummaryWriter(folder/'tensorboard', purge_step=step + 1)
 
-# %% ../nbs/01_train_projection.ipynb #5a5b0f9b
+# %% ../nbs/01_train_projection.ipynb #e6c3dd63
 @patch
 def record(self:Run,
     row:dict, # step, samples, lr, loss, val_loss, seconds
@@ -497,7 +497,7 @@ def record(self:Run,
         if row[name] is not None: self.writer.add_scalar(name, row[name], row['step'])
     for s in samples: self.writer.add_text(s['image_id'], f'{s["said"]} ({s["caption"]})', row['step'])
 
-# %% ../nbs/01_train_projection.ipynb #e6c3dd63
+# %% ../nbs/01_train_projection.ipynb #6c1e671f
 def plot_log(
     log:pd.DataFrame, # what `train_projection` returned
     ax=None, # matplotlib axes to draw on; None: a new figure
@@ -511,7 +511,7 @@ def plot_log(
     ax.set(xlabel='pictures seen', ylabel='caption loss, nats a token', ylim=(0, None)); ax.legend(frameon=False); ax.spines[['top', 'right']].set_visible(False)
     return ax
 
-# %% ../nbs/01_train_projection.ipynb #6c1e671f
+# %% ../nbs/01_train_projection.ipynb #511a418e
 def train_projection(
     mm:MultimodalLM, # gets the trained projection
     train, # pictures to learn from: a `Reader`, or its `Features`
@@ -539,7 +539,7 @@ def train_projection(
             if last or run.step % cfg.checkpoint_every == 0: run.save()
     return run.finish(pictures=len(train), **metadata)
 
-# %% ../nbs/01_train_projection.ipynb #511a418e
+# %% ../nbs/01_train_projection.ipynb #a17554a0
 @patch
 def finish(self:Run,
     **metadata, # kept with the projection
@@ -556,7 +556,7 @@ def finish(self:Run,
     self.team.wait_for_everyone()
     return log
 
-# %% ../nbs/01_train_projection.ipynb #d02560dd
+# %% ../nbs/01_train_projection.ipynb #c097638f
 def name_pictures(
     mm:MultimodalLM, # with a trained projection
     dataset, # sequence of `Example` with nouns
