@@ -87,7 +87,8 @@ def ends_of(
     tokenizer, # of a language model
 ) -> frozenset[int]: # tokens
     "What ends a caption: the end token, and every token that holds a line break, however it is spelt in the vocabulary"
-    breaks = [i for t, i in tokenizer.get_vocab().items() if '\n' in t or 'Ċ' in t or t == '<0x0A>']
+    likely = [i for t, i in tokenizer.get_vocab().items() if '\n' in t or 'Ċ' in t or t == '<0x0A>']
+    breaks = [i for i in likely if '\n' in tokenizer.decode([i])]
     return frozenset(breaks + [tokenizer.eos_token_id]) - {None}
 
 # %% ../nbs/00_model.ipynb #7b52009b
@@ -126,7 +127,7 @@ def caption(self:MultimodalLM,
     images, ids = list(images) if many else [images], []
     for i in range(0, len(images), batch_size):
         ids += self.caption_ids(self.soft_prompt(images[i:i + batch_size]), max_new_tokens, **generate)
-    texts = [t.strip() for t in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    texts = [self.tokenizer.decode(i, skip_special_tokens=True).strip() for i in ids]
     return texts if many else texts[0]
 
 # %% ../nbs/00_model.ipynb #1574bddb

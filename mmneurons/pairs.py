@@ -173,8 +173,8 @@ def plan(
 ) -> Plan:
     "Build the pair without its weights and send a picture without content through it"
     lm_config = lm_config or AutoConfig.from_pretrained(**lm_source(config))
+    with torch.device('meta'): encoder = Encoder(spec, config.image_size, weights=False)
     with FakeTensorMode():
-        encoder = Encoder(spec, config.image_size, weights=False)
         lm = NeuronLM(AutoModelForCausalLM.from_config(lm_config, dtype=dtype))
         patches = encoder.grid[0]*encoder.grid[1]
         needs = {'language model': size_of(lm), 'encoder': size_of(encoder), 'one picture': kept_bytes(lm, patches + words),
