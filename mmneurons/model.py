@@ -6,7 +6,7 @@
 __all__ = ['MultimodalLM', 'ends_of', 'usable_device', 'tiny_model', 'FAMILIES', 'Family', 'NeuronLM', 'check_family',
            'family_of', 'hook_neurons', 'norm_gain', 'output_vectors', 'random_neurons', 'readout', 'tiny_lm',
            'ENCODERS', 'Encoder', 'EncoderSpec', 'check_encoder', 'encoder_spec', 'PRESETS', 'ModelConfig',
-           'load_projection', 'save_projection']
+           'load_projection', 'save_projection', 'tiny_vlm']
 
 # %% ../nbs/00_model.ipynb #ac3478d6
 import sys, tempfile
@@ -28,11 +28,12 @@ from .families import (FAMILIES, Family, NeuronLM, check_family, family_of, hook
 from .encoders import ENCODERS, Encoder, EncoderSpec, check_encoder, encoder_spec
 from .pairs import (PRESETS, ModelConfig, check_projection, find_pair, load_lm, load_projection, plan, read_projection,
                              require_memory, save_projection, write_pair)
+from .vlm import VlmEye, VlmReader, tiny_vlm
 
 # %% ../nbs/00_model.ipynb #902ba3cd
 _all_ = ['FAMILIES', 'Family', 'NeuronLM', 'check_family', 'family_of', 'hook_neurons', 'norm_gain', 'output_vectors',
          'random_neurons', 'readout', 'tiny_lm', 'ENCODERS', 'Encoder', 'EncoderSpec', 'check_encoder', 'encoder_spec',
-         'PRESETS', 'ModelConfig', 'load_projection', 'save_projection']
+         'PRESETS', 'ModelConfig', 'load_projection', 'save_projection', 'tiny_vlm']
 
 # %% ../nbs/00_model.ipynb #0ade7c2c
 class MultimodalLM(NeuronLM):
@@ -66,7 +67,8 @@ class MultimodalLM(NeuronLM):
 
     def soft_prompt(self, images): # list of PIL images
         "The pictures as the language model reads them: (batch, patch, d_model)"
-        return self.projection(self.patches(images).to(self.projection.weight))
+        patches = self.patches(images)
+        return self.projection(patches.to(getattr(self.projection, 'weight', patches)))
 
     def embed(self,
         soft_prompt, # (batch, patch, d_model)
@@ -196,6 +198,23 @@ def push_to_hub(self:MultimodalLM,
     return str(url)
 
 # %% ../nbs/00_model.ipynb #472b07b9
+@patch(cls_method=True)
+def from_vlm(cls:MultimodalLM,
+    model, # multimodal model of transformers, loaded as its authors say
+    processor, # its processor
+    prompt:str='Describe this picture.', # text beside the picture; one that holds the image token is taken as it is
+    image_size:tuple[int,int]|None=None, # (height, width) that pictures are squashed to; default: the model's own
+) -> MultimodalLM:
+    "The same interface for a model that was trained to see"
+    eye = VlmEye(model, processor, prompt, image_size)
+    mm = cls(eye, VlmReader(model, eye), processor.tokenizer, ModelConfig(eye.spec.name, eye.spec.name, prompt=prompt, bos=False))
+    mm.projection, mm.before, mm.after = nn.Identity(), eye.before, eye.after
+    mm.image_positions = range(eye.at.start, eye.at.stop)
+    ends = model.generation_config.eos_token_id
+    mm.ends |= set(ends if isinstance(ends, list) else [ends]) - {None}
+    return mm
+
+# %% ../nbs/00_model.ipynb #d435a6cd
 _WORDS = '<bos> <eos> A picture of a the on red dog cat horse boat tree house train apple river beach grass .'.split()
 
 def tiny_model(
