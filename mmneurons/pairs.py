@@ -231,7 +231,7 @@ def load_lm(
         lm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     return lm, tokenizer
 
-# %% ../nbs/00_3_pairs.ipynb #972a67c4
+# %% ../nbs/00_3_pairs.ipynb #cb7a1d77
 CARD = """---
 library_name: mmneurons
 pipeline_tag: image-to-text
@@ -250,7 +250,7 @@ Neither model was trained for it, so its captions say what a model that has only
 Weights: `{lm}` ({lm_licence}), `{encoder}` ({encoder_licence}). Training: {training}
 """
 
-# %% ../nbs/00_3_pairs.ipynb #fc074d50
+# %% ../nbs/00_3_pairs.ipynb #5b384ce3
 def write_pair(
     mm, # `MultimodalLM`
     folder, # made where missing
@@ -272,7 +272,7 @@ def write_pair(
         height=spec.image_size[0], width=spec.image_size[1], lm_licence=licence_of(mm.config.lm), encoder_licence=spec.licence or 'random',
         training=json.dumps(metadata, default=str) if metadata else 'not recorded'))
 
-# %% ../nbs/00_3_pairs.ipynb #cb7a1d77
+# %% ../nbs/00_3_pairs.ipynb #ca3512f4
 @dataclass(frozen=True)
 class Pair:
     "Where the parts of a pair are"
@@ -282,7 +282,7 @@ class Pair:
     encoder_file: Path | None = None # the encoder's weights, in a folder that holds them
     layout: dict | None = None   # d_model and d_image that the projection was made for
 
-# %% ../nbs/00_3_pairs.ipynb #5b384ce3
+# %% ../nbs/00_3_pairs.ipynb #af3e1334
 def read_pair(
     folder, # written by `write_pair`
 ) -> Pair:
@@ -298,7 +298,7 @@ def read_pair(
     spec = EncoderSpec(**tupled(spec))
     return Pair(config, spec, folder/config.projection, file if file.is_file() else None, layout)
 
-# %% ../nbs/00_3_pairs.ipynb #ca3512f4
+# %% ../nbs/00_3_pairs.ipynb #761f22b2
 def find_pair(
     name, # key of `PRESETS`, a folder, a hub repository, or a `ModelConfig`
     assets, # folder of the package's own projections
