@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from html import escape
 from itertools import islice, repeat
-from operator import attrgetter
 
 import pandas as pd, torch
 from fastcore.basics import patch
@@ -343,7 +342,7 @@ def _integrated(mm, images, soft_prompt, targets, each, positions, steps=8, coun
 
 # %% ../nbs/02_attribution.ipynb #c5b76da3
 def _gradient_free(mm, images, soft_prompt, targets, each, positions):
-    norm, head = attrgetter(mm.family.norm)(mm.lm), mm.lm.get_output_embeddings().weight
+    norm, head = mm.final_norm(), mm.lm.get_output_embeddings().weight
     def says(t):
         v = head[t.token_id]*norm_gain(mm, norm)
         return v - v.mean() if isinstance(norm, torch.nn.LayerNorm) else v

@@ -10,14 +10,13 @@ __all__ = ['unembed', 'english_words', 'interpretable', 'decode', 'decode_all', 
 import gzip
 from functools import lru_cache
 from importlib.resources import files
-from operator import attrgetter
 
 import numpy as np, pandas as pd, pyarrow as pa, torch
 from pyarrow.parquet import ParquetWriter
 from tqdm.auto import tqdm
 
 from .data import same_noun
-from .model import MultimodalLM, norm_gain, output_vectors
+from .model import MultimodalLM, output_vectors, readout
 
 # %% ../nbs/03_decoding.ipynb #902ba3cd
 @torch.no_grad()
@@ -27,11 +26,10 @@ def unembed(
     norm:str='gain', # 'gain', 'full' or 'none': how much of the final norm
 ) -> torch.Tensor: # logits (n, vocab)
     "What directions would say if they were the final state"
-    final, head = attrgetter(mm.family.norm)(mm.lm), mm.lm.get_output_embeddings()
     if norm not in ('gain', 'full', 'none'): raise ValueError(f"norm is 'gain', 'full' or 'none', not {norm!r}")
-    if norm == 'full': return head(final(vectors))
-    if norm == 'gain' and isinstance(final, torch.nn.LayerNorm): vectors = vectors - vectors.mean(-1, keepdim=True)
-    return (vectors*norm_gain(mm, final) if norm == 'gain' else vectors) @ head.weight.T
+    if norm == 'gain': return readout(mm, vectors)
+    head = mm.lm.get_output_embeddings()
+    return head(mm.final_norm()(vectors)) if norm == 'full' else vectors @ head.weight.T
 
 # %% ../nbs/03_decoding.ipynb #f1abd670
 @lru_cache

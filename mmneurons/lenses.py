@@ -7,7 +7,6 @@ __all__ = ['residuals', 'jacobian_lens', 'own_text', 'tuned_lens', 'save_lens', 
 
 # %% ../nbs/03a_lenses.ipynb #ac3478d6
 from contextlib import contextmanager
-from operator import attrgetter
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -31,7 +30,7 @@ def residuals(
     def block(m, args, out, l): return keep(l, out) if torch.is_tensor(out) else (keep(l, out[0]), *out[1:])
     try:
         for l, b in enumerate(mm.blocks): handles.append(b.register_forward_hook(lambda m, args, out, l=l: block(m, args, out, l)))
-        handles.append(attrgetter(mm.family.norm)(mm.lm).register_forward_pre_hook(lambda m, args: kept.__setitem__(-1, args[0])))
+        handles.append(mm.final_norm().register_forward_pre_hook(lambda m, args: kept.__setitem__(-1, args[0])))
         yield kept
     finally:
         for h in handles: h.remove()

@@ -119,7 +119,9 @@ def test_nothing_heavy_before_it_is_needed(tmp_path):
     (['--version'], 0, 'mmneurons 0.'), (['look', '--help'], 0, 'exit status:'), ([], 2, 'COMMAND'), (['look'], 2, 'PHOTO'),
     (['look', 'dog.jpg', '--k', '0'], 2, 'whole number'), (['look', 'dog.jpg', '--model', 'gpt-5'], 2, 'pocket'),
     (['look', 'dog.jpg', '--projection', 'gone.safetensors'], 2, 'gone.safetensors'),
-    (['train', '--corpus', 'nowhere', '--out', 'run'], 1, 'mmneurons corpus nowhere')], ids=lambda v: ' '.join(v) if isinstance(v, list) else None)
+    (['train', '--data', 'corpus:nowhere', '--out', 'run'], 1, 'mmneurons corpus nowhere'),
+    (['train', '--data', 'flickr:nowhere', '--out', 'run'], 1, 'begins with one of'), (['train', '--help'], 0, 'webdataset:PATTERN'),
+    (['train', '--data', 'corpus:nowhere', '--out', 'run', '--keep', '2'], 1, 'keep=2.0; it lies between')], ids=lambda v: ' '.join(v) if isinstance(v, list) else None)
 def test_ways_out(tmp_path, args, status, said):
     shutil.copy(GALLERY/'dog.jpg', tmp_path)
     done = run(*args, cwd=tmp_path)
@@ -144,7 +146,7 @@ def test_interrupted(tmp_path):
     assert 'loading' in process.stderr.readline()
     time.sleep(.5)
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60)[1] == '' and process.returncode == 130
+    assert process.communicate(timeout=60)[1] == '' and process.returncode == -signal.SIGINT
 
 def test_a_reader_that_leaves(tmp_path):
     process = subprocess.Popen([*COMMAND, 'look', 'gone.jpg', '--json'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -157,8 +159,12 @@ def test_training_from_the_command_line(tmp_path):
     for i, name in enumerate(['dog', 'cat', 'boat', 'bus']):
         shutil.copy(GALLERY/f'{name}.jpg', tmp_path/'corpus')
         rows.append(f'{name},{name}.jpg,,a {name}.,{name},{"val" if i == 3 else "train"}')
+    rows.append('cow,cow.jpg,,a cow.,cow,train')                        # a picture that is not there
     (tmp_path/'corpus'/'manifest.csv').write_text('\n'.join(rows))
-    args = 'train --corpus corpus --out run --steps 2 --batch-size 2 --warmup 1 --val-every 1 --checkpoint-every 1'.split()
+    args = 'train --data corpus:corpus --out run --steps 2 --batch-size 2 --warmup 1 --val-every 1 --checkpoint-every 1'.split()
     done = run(*args, cwd=tmp_path)
     assert done.returncode == 0 and 'after 2 steps' in done.stdout and 'Traceback' not in done.stderr, done.stderr
+    assert '1 pictures left out, see run/left-out.csv; the first: cow: corpus/cow.jpg: there is no such file' in done.stderr
     assert load_file(tmp_path/'run'/'projection.safetensors')['weight'].shape == (640, 1280)
+    assert {path.name for path in (tmp_path/'run').iterdir()} == {'projection.safetensors', 'checkpoint.pt', 'log.csv', 'samples.csv',
+                                                                  'curve.png', 'left-out.csv'}

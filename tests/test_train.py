@@ -1,17 +1,19 @@
 "Training as it really goes: killed and started again, on pictures that cannot be read, on a full disk."
-import errno, itertools, multiprocessing, os, re, resource, signal, sys
+import errno, itertools, multiprocessing, os, random, re, resource, signal, subprocess, sys, time
 from dataclasses import replace
+from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-from conftest import PRELOAD
+from conftest import PRELOAD, ROOT
 from mmneurons.data import Example, Reader, open_image
 from mmneurons.model import ENCODERS, Encoder, MultimodalLM, load_projection, tiny_model
-from mmneurons.train import Features, TrainConfig, caption_loss, lr_at, train_projection
+from mmneurons.train import Features, TrainConfig, caption_loss, lr_at, processes, train_projection
 
 COLOURS = dict(red=(200, 60, 60), grass=(60, 160, 60), river=(60, 60, 200))
 CFG = TrainConfig(steps=4, batch_size=5, warmup=2, val_every=2, checkpoint_every=2)
+ALL = replace(CFG, accumulate=2, feature_dropout=.2, dropout=.1, vocab='captions', precision='bf16', schedule='linear', samples=1)
 
 def pictures(folder, n=12):
     "Files in `folder`, made where missing, noisy and of one colour, each with two captions that name the colour"
@@ -55,12 +57,12 @@ def extract(home, folder, moment=None):
     if moment: die_at(moment, folder)
     Features(tiny_model(), pictures(home/'pictures'), folder, block=4)
 
-def train(home, folder, moment=None):
+def train(home, folder, moment=None, cfg=ALL):
     torch.set_num_threads(1)
     mm = tiny_model()
     features = Features(mm, pictures(home/'pictures'), home/'features')
     if moment: die_at(moment, folder)
-    train_projection(mm, features, CFG, folder, val=features)
+    train_projection(mm, features, cfg, folder, val=features)
 
 def train_on_a_full_disk(home, folder, limit):
     "No file may grow beyond `limit` bytes; the error is the exit code"
@@ -72,9 +74,9 @@ def bits(tensors): return {name: t.detach().cpu().numpy().tobytes() for name, t 
 
 def outcome(folder):
     "What a finished run leaves: its projection bit by bit, and its log but for the time it took"
-    log = pd.read_csv(folder/'log.csv').drop(columns='seconds')
+    log, said = pd.read_csv(folder/'log.csv').drop(columns='seconds'), (folder/'samples.csv').read_text()
     checkpoint = torch.load(folder/'checkpoint.pt', weights_only=True)
-    return bits(checkpoint['projection']), bits(load_file(folder/'projection.safetensors')), log.to_csv()
+    return bits(checkpoint['projection']), bits(load_file(folder/'projection.safetensors')), log.to_csv(), said
 
 def test_a_run_killed_at_any_moment_ends_as_an_unbroken_one(tmp_path):
     assert fresh(train, tmp_path, tmp_path/'unbroken') == 0
@@ -83,8 +85,61 @@ def test_a_run_killed_at_any_moment_ends_as_an_unbroken_one(tmp_path):
     assert len(folders) > 5
     for folder in folders: assert outcome(folder) == want, folder.name
 
+def launch(*args):
+    "Two processes with one thread each that run this file; on a CPU it is torchrun that starts them, and accelerate finds them"
+    env = os.environ | dict(OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
+    return subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', __file__, *map(str, args)], env=env, capture_output=True, text=True)
+
+def together(home, folder):
+    "What every process of `launch` does; the data set has failures, and blocks for both of them"
+    cfg = replace(ALL, precision='no', accumulate=1, steps=8, val_every=4)
+    train, val = (Features(tiny_model(), damaged(home, n), folder/'features', block=3) for n in (12, 8))
+    os.write(1, f'{processes().num_processes} processes, {len(train)} pictures, {sorted(train.failures)} left out\n'.encode())
+    train_projection(tiny_model(), train, cfg, folder, val)
+
+def damaged(home, n):
+    "Pictures of which one is missing"
+    data = pictures(home/'pictures', n)
+    data.rows[1]['file'] = home/'missing.png'
+    return data
+
+def test_a_run_killed_at_random_ends_as_an_unbroken_one(tmp_path):
+    "Not at the moments when it touches a file, but whenever the clock says so"
+    rng, context = random.Random(0), multiprocessing.get_context('forkserver')
+    assert fresh(train_long, tmp_path, tmp_path/'unbroken') == 0
+    folder, kills = tmp_path/'killed', 0
+    while not (folder/'projection.safetensors').exists():
+        before = at(folder)
+        process = context.Process(target=train_long, args=(tmp_path, folder))
+        process.start()
+        while process.is_alive() and at(folder) == before: time.sleep(.01)
+        time.sleep(rng.uniform(0, .2))
+        kills += process.is_alive()
+        process.kill(), process.join()
+    assert kills > 2 and outcome(folder) == outcome(tmp_path/'unbroken')
+
+def train_long(home, folder): train(home, folder, cfg=replace(ALL, steps=40, val_every=7))
+
+def at(folder):
+    "When the checkpoint in `folder` was written"
+    return os.stat(folder/'checkpoint.pt').st_mtime_ns if (folder/'checkpoint.pt').exists() else None
+
+def test_two_processes_do_what_one_does(tmp_path):
+    assert fresh(together, tmp_path, tmp_path/'one') == 0
+    done = launch(tmp_path, tmp_path/'two')
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ['2 processes, 11 pictures, [1] left out']*2
+    one, two = (pd.read_csv(tmp_path/name/'log.csv') for name in ('one', 'two'))
+    for column in ('step', 'samples', 'lr', 'loss', 'val_loss'): np.testing.assert_allclose(two[column], one[column], rtol=1e-5)
+    one, two = (torch.load(tmp_path/name/'checkpoint.pt', weights_only=True) for name in ('one', 'two'))
+    for name in ('weight', 'bias'): torch.testing.assert_close(two['projection'][name], one['projection'][name], rtol=1e-4, atol=1e-6)
+    assert two['samples'] == one['samples'] and len(two['samples']) == 2*ALL.samples
+    features = [sorted(path.relative_to(tmp_path/name).as_posix() for path in (tmp_path/name).rglob('*') if path.is_file()) for name in ('one', 'two')]
+    assert set(features[1]) - set(features[0]) == {f.replace('done-0', 'done-1') for f in features[0] if 'done-0' in f}
+    assert done.stderr.count('training') and not re.search('Traceback|Warning', done.stderr), done.stderr
+
 def test_an_extraction_killed_at_any_moment_ends_as_an_unbroken_one(tmp_path):
-    def left(folder): return [next(folder.glob(f'*/{name}')).read_bytes() for name in ('features.f16', 'state.json')]
+    def left(folder): return [next(folder.glob(f'*/{name}')).read_bytes() for name in ('features.f16', 'done-0.jsonl')]
     assert fresh(extract, tmp_path, tmp_path/'unbroken') == 0
     want = left(tmp_path/'unbroken')
     folders = list(killed_at_each_moment(extract, tmp_path))
@@ -99,7 +154,7 @@ def test_what_cannot_be_used_is_listed_and_left_out(tmp_path):
     mm = tiny_model()
     for _ in range(2):                     # extracted, then found again
         features = Features(mm, data, tmp_path/'features', block=3)
-        assert list(features.failures) == ['1', '2', '4', '5']
+        assert list(features.failures) == [1, 2, 4, 5]
         reasons = 'p1: .*missing.png: there is no such file', 'p2: .*cannot be read', 'p4: empty caption', 'p5: empty'
         for reason, said in zip(reasons, features.failures.values()): assert re.match(reason, said)
         assert features.rows == [0, 3, 6, 7] and len(features) == 4
@@ -164,6 +219,56 @@ def test_a_full_disk_is_an_error_and_costs_no_checkpoint(tmp_path):
     assert checkpoint.read_bytes() == kept
     assert fresh(train, tmp_path, folder) == 0 and outcome(folder) == outcome(tmp_path/'unbroken')
 
+def test_a_full_disk_is_an_error_while_pictures_are_encoded(tmp_path):
+    assert fresh(extract_on_a_full_disk, tmp_path, tmp_path/'features', 4000) == errno.EFBIG
+    assert fresh(extract, tmp_path, tmp_path/'features') == 0 == fresh(extract, tmp_path, tmp_path/'unbroken')
+    for name in ('features.f16', 'done-0.jsonl'):
+        assert next((tmp_path/'features').glob(f'*/{name}')).read_bytes() == next((tmp_path/'unbroken').glob(f'*/{name}')).read_bytes()
+
+def extract_on_a_full_disk(home, folder, limit):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try: extract(home, folder)
+    except OSError as e: sys.exit(e.errno)
+
+def test_a_checkpoint_that_is_damaged_is_refused_and_kept(tmp_path):
+    for content in (b'', b'not a checkpoint', b'PK damaged'):
+        (tmp_path/'checkpoint.pt').write_bytes(content)
+        with pytest.raises(ValueError, match='checkpoint.pt is damaged'): train_projection(tiny_model(), pictures(tmp_path/'p', 4), CFG, tmp_path)
+        assert (tmp_path/'checkpoint.pt').read_bytes() == content and not (tmp_path/'projection.safetensors').exists()
+
+def test_features_of_another_encoder_are_refused(tmp_path):
+    features = Features(tiny_model(seed=1), pictures(tmp_path/'pictures', 4), tmp_path)
+    with pytest.raises(ValueError, match='features of another encoder'): train_projection(tiny_model(), features, CFG, tmp_path/'run')
+    assert not (tmp_path/'run').exists()
+
+def losses(tmp_path, **changes):
+    "The losses of a short run"
+    cfg, mm = replace(CFG, steps=6, **changes), tiny_model()
+    return train_projection(mm, pictures(tmp_path/'pictures', 12), cfg, tmp_path/repr(changes)).loss.to_numpy()
+
+def test_parts_and_precision_change_nothing_but_rounding(tmp_path):
+    want = losses(tmp_path)
+    np.testing.assert_allclose(losses(tmp_path, accumulate=3), want, rtol=1e-5)
+    np.testing.assert_allclose(losses(tmp_path, accumulate=9), want, rtol=1e-5)      # more parts than pictures
+    for precision in ('bf16', 'fp16'):
+        got = losses(tmp_path, precision=precision)
+        np.testing.assert_allclose(got, want, rtol=.02)
+        assert (got != want).any()
+    for hidden in (dict(feature_dropout=.3), dict(dropout=.3)): assert (losses(tmp_path, **hidden) != want).all()
+
+def test_the_log_is_of_the_users_choice(tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    data = pictures(tmp_path/'pictures', 8)
+    log = train_projection(tiny_model(), data, CFG, tmp_path/'run', data, log='tensorboard')
+    events = EventAccumulator(str(tmp_path/'run'/'tensorboard')).Reload()
+    np.testing.assert_allclose([e.value for e in events.Scalars('loss')], log.loss, rtol=1e-6)
+    assert [e.step for e in events.Scalars('val_loss')] == [2, 4] and len(events.Tags()['tensors']) == CFG.samples
+    assert not list((tmp_path/'run').glob('*.csv'))
+    monkeypatch.setitem(sys.modules, 'tensorboard', None)                            # as if it were not installed
+    with pytest.raises(ValueError, match="log='tensorboard' needs the package tensorboard: pip install tensorboard"):
+        train_projection(tiny_model(), data, CFG, tmp_path/'other', data, log='tensorboard')
+    with pytest.raises(ValueError, match="log='html'"): train_projection(tiny_model(), data, CFG, tmp_path/'other', data, log='html')
+
 @pytest.mark.parametrize('kind', ['gptj', 'gemma3_text'])
 def test_only_the_projection_changes(tmp_path, kind):
     mm = tiny_model(kind)
@@ -203,3 +308,5 @@ def test_pictures_find_their_words_unless_the_captions_are_shuffled(tmp_path, ki
     assert last < guess/2 and last < first/5 and all(named)
     _, last, named = learn([names[i//3 % 3] for i in range(n)], tmp_path/'shuffled')
     assert last > guess and not all(named)
+
+if __name__ == '__main__': together(*map(Path, sys.argv[1:]))
