@@ -15,8 +15,7 @@ import numpy as np, pandas as pd, torch
 
 from mmneurons.agreement import best_of, bert_scores, load_bert, minilm
 from mmneurons.attribution import attribute, top_neurons
-from mmneurons.corpus import corpus
-from mmneurons.data import bootstrap, gallery
+from mmneurons.data import bootstrap, corpus, first_noun, gallery
 from mmneurons.decoding import decode, decode_all, decode_prompt, matched, random_vectors, words
 from mmneurons.fidelity import fidelity, rank_correlations
 from mmneurons.lenses import jacobian_lens, load_lens, own_text, save_lens, tuned_lens
@@ -39,11 +38,12 @@ def resumed(args, name, measure, folder=None):
     "`measure(example)` → a table, for each picture that the file does not hold yet; all of them in the end"
     file = Path(folder or args.out)/f'{name}.csv'
     file.parent.mkdir(parents=True, exist_ok=True)
-    done = set(pd.read_csv(file).image_id) if file.exists() else set()
+    done, left = set(pd.read_csv(file).image_id) if file.exists() else set(), args.limit
     for ex in pictures(args):
-        if ex.image_id in done: continue
+        if ex.image_id in done or not left: continue
         try: table = measure(ex)
         except ValueError as e: print(ex.image_id, e); continue
+        left -= 1
         table.to_csv(file, mode='a', header=not file.exists(), index=False, float_format='%.4g')
         print(ex.image_id, flush=True)
     return pd.read_csv(file)
@@ -62,6 +62,12 @@ def readable(args, mm):
     file.parent.mkdir(parents=True, exist_ok=True)
     if not file.exists(): decode_all(mm, file, chunk=128)
     return words(pd.read_parquet(file))
+
+def named_right(mm, ex):
+    "The model's caption, if its first noun is a name of the thing"
+    said = mm.caption(ex.image)
+    if not names_match(first_noun(said) or '', ex.nouns[0]): raise ValueError(f'is called {said!r}')
+    return said
 
 def fits_of(table, noun):
     "For each row of a table of neurons: has one of its words to do with `noun`?"
@@ -84,10 +90,9 @@ def run_where(args, mm):
     "Per picture that is named right, kind of position and layer: do the words of its 20 best interpretable units fit?"
     pool = readable(args, mm).query('interpretable')
     def measure(ex):
-        a, acts = attribute(mm, ex.image, positions='all', full=True), [None]*mm.n_layers
+        a, acts = attribute(mm, ex.image, caption=named_right(mm, ex), positions='all', full=True), [None]*mm.n_layers
         with torch.no_grad(), hook_neurons(mm, lambda l, z: acts.__setitem__(l, z[0].T)): mm(mm.embed(mm.soft_prompt([ex.image]), a.text_ids))
         acts = torch.stack(acts)
-        if not names_match(a.target, ex.nouns[0]): raise ValueError(f'is called {a.target}')
         base, start, end, rows = strata(pool, ex.nouns[0]), mm.image_positions.start, mm.image_positions.stop, []
         for kind, at in dict(image=slice(start, end), text=slice(end, -1), predicting=slice(-1, None)).items():
             best, where = a.full[..., at].max(-1)
@@ -113,8 +118,7 @@ def run_lenses(args, mm):
     some = pd.DataFrame([(l, u, s) for l in range(mm.n_layers) for u in rng.permutation(mm.n_units)[:60] for s in (1, -1)], columns=['layer', 'unit', 'sign'])
     drawn = {name: words(decode(mm, some, lens=lens)) for name, lens in lenses.items()}
     def measure(ex):
-        a = attribute(mm, ex.image)
-        if not names_match(a.target, ex.nouns[0]): raise ValueError(f'is called {a.target}')
+        a = attribute(mm, ex.image, caption=named_right(mm, ex))
         best = a.scores.topk(args.top_layer).indices
         top = pd.DataFrame([(l, u, 1 if a.activation[l, u] >= 0 else -1) for l in range(mm.n_layers - 1) for u in best[l].tolist()], columns=['layer', 'unit', 'sign'])
         rows = []
@@ -167,8 +171,9 @@ if __name__ == '__main__':
     parser.add_argument('--model', default='pocket'); parser.add_argument('--corpus'); parser.add_argument('--out', default=ROOT/'nbs'/'data')
     parser.add_argument('--work', default=ROOT/'data'/'measured', help='folder for what is large: decodings, lenses, single pictures')
     parser.add_argument('-n', type=int, default=50, help='pictures of each split of the corpus'); parser.add_argument('--split', nargs='*', default=['val'])
-    parser.add_argument('--projection', help='a projection file in place of the shipped one'); parser.add_argument('--top-layer', type=int, default=20, help='units a layer (where, lenses)')
+    parser.add_argument('--limit', type=int, default=-1, help='pictures of this run'); parser.add_argument('--projection', help='a projection file in place of the shipped one'); parser.add_argument('--top-layer', type=int, default=20, help='units a layer (where, lenses)')
     parser.add_argument('--top', type=int, default=100); parser.add_argument('--random', type=int, default=200); parser.add_argument('--every', type=int, default=1)
     args = parser.parse_args()
     torch.manual_seed(0)
+    Path(args.out).mkdir(parents=True, exist_ok=True)
     globals()[f'run_{args.what}'](args, MultimodalLM.from_pretrained(args.model, projection=args.projection))
