@@ -4,41 +4,49 @@
     python benchmarks/measure.py where --corpus data/corpus        at which positions and layers pictures become words
     python benchmarks/measure.py lenses --corpus data/corpus       which lens finds words that fit the picture
     python benchmarks/measure.py agreement --corpus data/corpus    neurons' words against captions and nouns
+    python benchmarks/measure.py layers --corpus data/corpus       in which layers the top units are
 
 The tables go to nbs/data (--out); --model pocket-smollm2 measures the second pair of models.
 """
-import argparse, tempfile
+import argparse
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
 
-from mmneurons.attribution import attribute
-from mmneurons.corpus import corpus
-from mmneurons.data import first_noun, gallery
-from mmneurons.decoding import decode_all, words
+from mmneurons.agreement import best_of, bert_scores, load_bert, minilm
+from mmneurons.attribution import attribute, top_neurons
+from mmneurons.data import bootstrap, corpus, first_noun, gallery
+from mmneurons.decoding import decode, decode_all, decode_prompt, matched, random_vectors, words
 from mmneurons.fidelity import fidelity, rank_correlations
-from mmneurons.model import MultimodalLM
-from mmneurons.wordnet import names_match
+from mmneurons.lenses import jacobian_lens, load_lens, own_text, save_lens, tuned_lens
+from mmneurons.model import MultimodalLM, hook_neurons
+from mmneurons.wordnet import names_match, related_words
 
 ROOT = Path(__file__).resolve().parents[1]
 
-def pictures(args):
-    "The gallery, then held-out pictures of the corpus, in a fixed random order"
-    held_out = corpus(args.corpus, 'val') if args.corpus else []
-    order = np.random.default_rng(0).permutation(len(held_out))[:args.n]
-    yield from gallery()
-    for i in order: yield held_out[int(i)]
+def held_out(args, split='val'):
+    "Pictures of the corpus that were not trained on, in a fixed random order"
+    rest = corpus(args.corpus, split) if args.corpus else []
+    for i in np.random.default_rng(0).permutation(len(rest))[:args.n]: yield rest[int(i)]
 
-def resumed(args, name, measure):
-    "`measure(example)` → a table, for each picture that the file does not hold yet"
-    file = Path(args.out)/f'{name}.csv'
-    done = set(pd.read_csv(file).image_id) if file.exists() else set()
+def pictures(args):
+    "The gallery, then held-out pictures"
+    yield from gallery()
+    for split in args.split: yield from held_out(args, split)
+
+def resumed(args, name, measure, folder=None):
+    "`measure(example)` → a table, for each picture that the file does not hold yet; all of them in the end"
+    file = Path(folder or args.out)/f'{name}.csv'
+    file.parent.mkdir(parents=True, exist_ok=True)
+    done, left = set(pd.read_csv(file).image_id) if file.exists() else set(), args.limit
     for ex in pictures(args):
-        if ex.image_id in done: continue
+        if ex.image_id in done or not left: continue
         try: table = measure(ex)
         except ValueError as e: print(ex.image_id, e); continue
+        left -= 1
         table.to_csv(file, mode='a', header=not file.exists(), index=False, float_format='%.4g')
         print(ex.image_id, flush=True)
+    return pd.read_csv(file)
 
 def run_fidelity(args, mm):
     def measure(ex):
@@ -48,12 +56,124 @@ def run_fidelity(args, mm):
         return rank_correlations(table)
     resumed(args, 'fidelity', measure)
 
+def readable(args, mm):
+    "Every unit of the model with its words, decoded once: layer, unit, sign, interpretable, words"
+    file = Path(args.work)/f'{args.model}.parquet'
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not file.exists(): decode_all(mm, file, chunk=128)
+    return words(pd.read_parquet(file))
+
+def named_right(mm, ex):
+    "The model's caption, if its first noun is a name of the thing"
+    said = mm.caption(ex.image)
+    if not names_match(first_noun(said) or '', ex.nouns[0]): raise ValueError(f'is called {said!r}')
+    return said
+
+def fits_of(table, noun):
+    "For each row of a table of neurons: has one of its words to do with `noun`?"
+    return table.words.map(lambda w: bool(related_words(w, noun))).to_numpy()
+
+def strata(pool, noun):
+    "The share of the interpretable units of each layer and sign whose words fit `noun`: what a random draw would give"
+    return pool.assign(fits=fits_of(pool, noun)).groupby(['layer', 'sign']).fits.mean()
+
+def summary(raw, by):
+    "Mean shares over pictures with their intervals"
+    rows = []
+    for key, part in raw.groupby(by, sort=False):
+        for arm in ('top', 'random'):
+            lo, hi = bootstrap(part[arm])
+            rows.append(dict(zip(by, key), arm=arm, pictures=part.image_id.nunique(), share=part[arm].mean(), lo=lo, hi=hi))
+    return pd.DataFrame(rows)
+
+def run_where(args, mm):
+    "Per picture that is named right, kind of position and layer: do the words of its 20 best interpretable units fit?"
+    pool = readable(args, mm).query('interpretable')
+    def measure(ex):
+        a, acts = attribute(mm, ex.image, caption=named_right(mm, ex), positions='all', full=True), [None]*mm.n_layers
+        with torch.no_grad(), hook_neurons(mm, lambda l, z: acts.__setitem__(l, z[0].T)): mm(mm.embed(mm.soft_prompt([ex.image]), a.text_ids))
+        acts = torch.stack(acts)
+        base, start, end, rows = strata(pool, ex.nouns[0]), mm.image_positions.start, mm.image_positions.stop, []
+        for kind, at in dict(image=slice(start, end), text=slice(end, -1), predicting=slice(-1, None)).items():
+            best, where = a.full[..., at].max(-1)
+            sign = acts[..., at].gather(-1, where[..., None])[..., 0].sign()
+            layer, unit = torch.meshgrid(*map(torch.arange, best.shape), indexing='ij')
+            part = pd.DataFrame(dict(layer=layer.flatten(), unit=unit.flatten(), sign=sign.flatten().int(), score=best.flatten()))
+            top = pool.merge(part, on=['layer', 'unit', 'sign']).sort_values('score', ascending=False)
+            top = top[top.score > 0].groupby('layer').head(args.top_layer)
+            top['fits'], top['base'] = fits_of(top, ex.nouns[0]), [base.get((l, s), 0) for l, s in zip(top.layer, top.sign)]
+            for layer, g in top.groupby('layer'): rows.append(dict(image_id=ex.image_id, positions=kind, layer=layer, n=len(g), top=g.fits.mean(), random=g.base.mean()))
+        return pd.DataFrame(rows)
+    raw = resumed(args, f'where-{args.model}', measure, args.work)
+    summary(raw, ['positions', 'layer']).to_csv(Path(args.out)/f'where-{args.model}.csv', index=False, float_format='%.4g')
+
+def run_lenses(args, mm):
+    "The same at the image, for each lens, over all of the 20 best units of a layer, readable or not, against 60 random ones"
+    ready, lenses = [ex.image for ex, _ in zip(held_out(args), range(40))], dict(logit=None)
+    for name, make in dict(tuned=lambda: tuned_lens(mm, own_text(mm, 48, 128)), jacobian=lambda: jacobian_lens(mm, ready)).items():
+        file = Path(args.work)/f'{args.model}-{name}.safetensors'
+        if not file.exists(): save_lens(make(), file)
+        lenses[name] = load_lens(file)
+    rng = np.random.default_rng(0)
+    some = pd.DataFrame([(l, u, s) for l in range(mm.n_layers) for u in rng.permutation(mm.n_units)[:60] for s in (1, -1)], columns=['layer', 'unit', 'sign'])
+    drawn = {name: words(decode(mm, some, lens=lens)) for name, lens in lenses.items()}
+    def measure(ex):
+        a = attribute(mm, ex.image, caption=named_right(mm, ex))
+        best = a.scores.topk(args.top_layer).indices
+        top = pd.DataFrame([(l, u, 1 if a.activation[l, u] >= 0 else -1) for l in range(mm.n_layers - 1) for u in best[l].tolist()], columns=['layer', 'unit', 'sign'])
+        rows = []
+        for name, lens in lenses.items():
+            share = {arm: t.assign(fits=fits_of(t, ex.nouns[0])).groupby('layer').fits.mean() for arm, t in (('top', words(decode(mm, top, lens=lens))), ('random', drawn[name]))}
+            rows += [dict(image_id=ex.image_id, lens=name, layer=l, top=share['top'][l], random=share['random'][l]) for l in share['top'].index]
+        return pd.DataFrame(rows)
+    raw = resumed(args, f'lenses-{args.model}', measure, args.work)
+    summary(raw, ['lens', 'layer']).to_csv(Path(args.out)/f'lenses-{args.model}.csv', index=False, float_format='%.4g')
+
+def run_agreement(args, mm):
+    "Tables 1 and 2: per picture the best of the interpretable top 100 against baselines; the soft prompt's nearest tokens against random ones"
+    pool, bert = readable(args, mm).query('interpretable'), load_bert(minilm())
+    examples = list(pictures(args))
+    def captions(ex): return list(ex.captions)
+    def scores(table, ex, own=True):
+        return dict(bert=best_of(table.words, lambda texts: bert_scores(bert, texts, [captions(ex)]*len(texts))), fits=float(fits_of(table, ex.nouns[0]).any()) if len(table) else np.nan,
+                    share=fits_of(table, ex.nouns[0]).mean() if len(table) else np.nan, n=len(table))
+    def text_scores(texts, ex): return dict(bert=bert_scores(bert, texts, [captions(ex)]*len(texts)).mean(), fits=np.mean([bool(related_words(t.split(), ex.nouns[0])) for t in texts]))
+    def measure(ex):
+        a = attribute(mm, ex.image, image_id=ex.image_id)
+        top = top_neurons(a, 100).merge(pool, on=['layer', 'unit', 'sign'])
+        i = [e.image_id for e in examples].index(ex.image_id)
+        other = next(e for e in examples[i + 1:] + examples[:i] if not related_words([e.nouns[0]], ex.nouns[0]))
+        vectors = mm.soft_prompt([ex.image])[0]
+        near = {k: decode_prompt(mm, v).groupby('vector').token.agg(lambda t: ' '.join(x.strip() for x in t)).tolist()
+                for k, v in dict(prompt=vectors, **{f'random, {like}': random_vectors(mm, vectors, like, i) for like in ('norm', 'embedding')}).items()}
+        rows = [dict(table=1, arm='neurons', **scores(top, ex)), dict(table=1, arm='wrong picture', **scores(top, other)), dict(table=1, arm='random neurons', **scores(matched(pool, top, i), ex)),
+                dict(table=1, arm="model's caption", bert=bert_scores(bert, [a.caption], [captions(ex)])[0], fits=float(bool(related_words(a.caption.split(), ex.nouns[0]))))]
+        rows += [dict(table=2, arm=k, **text_scores(texts, ex)) for k, texts in near.items()]
+        rows += [dict(table=2, arm="picture's nouns", **text_scores([' '.join(ex.nouns)], ex))]
+        return pd.DataFrame(rows).assign(image_id=ex.image_id, target=a.target)
+    raw = resumed(args, f'agreement-{args.model}', measure, args.work)
+    raw.drop(columns='target').to_csv(Path(args.out)/f'agreement-{args.model}.csv', index=False, float_format='%.3g')
+
+def run_layers(args, mm):
+    "Fig. S.4: different units among the top 100 of all pictures, by layer, all and interpretable"
+    pool = readable(args, mm).query('interpretable')[['layer', 'unit', 'sign']]
+    def measure(ex):
+        top = top_neurons(attribute(mm, ex.image, image_id=ex.image_id), 100)
+        return top.merge(pool, on=['layer', 'unit', 'sign'], how='left', indicator=True).assign(interpretable=lambda t: t._merge == 'both')[['image_id', 'layer', 'unit', 'sign', 'interpretable']]
+    raw = resumed(args, f'layers-{args.model}', measure, args.work)
+    different = raw.drop_duplicates(['layer', 'unit', 'sign']).groupby('layer').interpretable.agg(units='size', interpretable='sum')
+    share = readable(args, mm).groupby('layer').interpretable.mean()
+    different.join(share.rename('share_of_all'), how='outer').fillna(0).assign(pictures=raw.image_id.nunique()).reset_index().to_csv(Path(args.out)/f'layers-{args.model}.csv', index=False, float_format='%.4g')
+
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('what', choices=[k[4:] for k in globals() if k.startswith('run_')])
     parser.add_argument('--model', default='pocket'); parser.add_argument('--corpus'); parser.add_argument('--out', default=ROOT/'nbs'/'data')
-    parser.add_argument('-n', type=int, default=50, help='pictures of the corpus')
+    parser.add_argument('--work', default=ROOT/'data'/'measured', help='folder for what is large: decodings, lenses, single pictures')
+    parser.add_argument('-n', type=int, default=50, help='pictures of each split of the corpus'); parser.add_argument('--split', nargs='*', default=['val'])
+    parser.add_argument('--limit', type=int, default=-1, help='pictures of this run'); parser.add_argument('--projection', help='a projection file in place of the shipped one'); parser.add_argument('--top-layer', type=int, default=20, help='units a layer (where, lenses)')
     parser.add_argument('--top', type=int, default=100); parser.add_argument('--random', type=int, default=200); parser.add_argument('--every', type=int, default=1)
     args = parser.parse_args()
     torch.manual_seed(0)
-    globals()[f'run_{args.what}'](args, MultimodalLM.from_pretrained(args.model))
+    Path(args.out).mkdir(parents=True, exist_ok=True)
+    globals()[f'run_{args.what}'](args, MultimodalLM.from_pretrained(args.model, projection=args.projection))

@@ -342,10 +342,12 @@ def _integrated(mm, images, soft_prompt, targets, each, positions, steps=8, coun
 
 # %% ../nbs/02_attribution.ipynb #c5b76da3
 def _gradient_free(mm, images, soft_prompt, targets, each, positions):
-    norm, head = mm.final_norm(), mm.lm.get_output_embeddings().weight
+    norm, project = mm.final_norm(), mm.family.project and getattr(mm.lm.get_decoder(), mm.family.project, None)
+    ones, head = torch.ones(1, mm.d_model, device=mm.device, dtype=soft_prompt.dtype), mm.lm.get_output_embeddings().weight
+    centres = torch.allclose(norm(ones), norm(-ones))
     def says(t):
-        v = head[t.token_id]*norm_gain(mm, norm)
-        return v - v.mean() if isinstance(norm, torch.nn.LayerNorm) else v
+        v = (head[t.token_id] @ project.weight if project else head[t.token_id])*norm_gain(mm, norm)
+        return v - v.mean() if centres else v
     flat = [(row, i, places(mm, t, positions), says(t)) for row, ts in enumerate(targets) for i, t in enumerate(ts)]
     def tap(layer, a):
         for row, i, p, v in flat: each(layer, row, i, a[row, p]*(output_vectors(mm, layer) @ v), a[row, p])

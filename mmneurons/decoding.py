@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['unembed', 'english_words', 'interpretable', 'decode', 'decode_all', 'words', 'random_words', 'names', 'matched',
-           'decode_prompt']
+           'decode_prompt', 'random_vectors', 'ks']
 
 # %% ../nbs/03_decoding.ipynb #ac3478d6
 import gzip
@@ -152,3 +152,32 @@ def decode_prompt(
     top = (torch.nn.functional.normalize(vectors.float(), dim=-1) @ table.T).topk(k)
     return pd.DataFrame([dict(vector=v, rank=r + 1, token=mm.tokenizer.decode([t]), cosine=c) for v, (ts, cs) in
                          enumerate(zip(top.indices.tolist(), top.values.tolist())) for r, (t, c) in enumerate(zip(ts, cs))])
+
+# %% ../nbs/03_decoding.ipynb #64e095fe
+@torch.no_grad()
+def random_vectors(
+    mm:MultimodalLM, # the model
+    vectors, # (n, d_model) to be imitated
+    like:str='embedding', # 'norm': the lengths of `vectors`, any direction; 'embedding': mean and covariance of the word embeddings
+    seed:int=0, # of the draw
+) -> torch.Tensor: # (n, d_model)
+    "As many random vectors as `vectors` has"
+    if like not in ('norm', 'embedding'): raise ValueError(f"like is 'norm' or 'embedding', not {like!r}")
+    z = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(seed)).to(vectors)
+    if like == 'norm': return z*(vectors.norm(dim=-1)/z.norm(dim=-1))[:, None]
+    table = mm.lm.get_input_embeddings().weight.float()
+    eigenvalues, axes = torch.linalg.eigh(table.T.cov())
+    return table.mean(0) + (z*eigenvalues.clamp(0).sqrt()) @ axes.T
+
+# %% ../nbs/03_decoding.ipynb #b7eb6c68
+def ks(
+    a, # numbers
+    b, # other numbers
+) -> tuple[float, float]: # the statistic D, and the (asymptotic) probability of a larger one by chance
+    "Two-sample Kolmogorov–Smirnov test"
+    a, b = np.sort(a), np.sort(b)
+    at = np.concatenate([a, b])
+    d = np.abs(np.searchsorted(a, at, 'right')/len(a) - np.searchsorted(b, at, 'right')/len(b)).max()
+    n, k = len(a)*len(b)/(len(a) + len(b)), np.arange(1, 101)
+    p = 2*((-1.)**(k - 1)*np.exp(-2*(k*d*(n**.5 + .12 + .11/n**.5))**2)).sum() if d*n**.5 > .3 else 1.
+    return float(d), float(np.clip(p, 0, 1))
