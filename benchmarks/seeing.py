@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mmneurons.attribution import attribute, top_neurons
-from mmneurons.data import Example, Reader, corpus, first_noun, open_image
+from mmneurons.data import Example, corpus, first_noun, open_image
 from mmneurons.decoding import decode, matched, random_words, words
 from mmneurons.model import MultimodalLM
 from mmneurons.receptive_fields import patch_activations, position_mean, roc_auc, to_pixels, unit_activations
@@ -87,7 +87,7 @@ def run_neurons(args, mm):
     train, data = corpus(args.corpus, 'train'), corpus(args.corpus, 'test')
     pool = random_words(mm, 200).query('interpretable')
     usual = position_mean(mm, [e.image for e in drawn(train, 48)])
-    read, lines = {}, []
+    read = {}
     order = np.random.default_rng(0).permutation(len(data))[:args.n]
     for k in tqdm(order[part::parts], desc='neurons'):
         ex = data[int(k)]
