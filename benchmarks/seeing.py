@@ -89,6 +89,7 @@ def run_neurons(args, mm):
     usual = position_mean(mm, [e.image for e in drawn(train, 48)])
     read = {}
     order = np.random.default_rng(0).permutation(len(data))[:args.n]
+    other = dict(zip(order.tolist(), [data.rows[int(i)]['noun'] for i in np.roll(order, 1)]))   # another picture's noun
     for k in tqdm(order[part::parts], desc='neurons'):
         ex = data[int(k)]
         if ex.image_id in done: continue
@@ -104,7 +105,7 @@ def run_neurons(args, mm):
         acts, truth = unit_activations(mm, ex.image), ex.masks[ex.nouns[0]]
         small = np.asarray(Image.fromarray(truth).resize((36, 36), Image.NEAREST))
         for arm, units in dict(top=best, random=rand).items():
-            for about, noun in dict(noun=ex.nouns[0], target=a.target).items():
+            for about, noun in dict(noun=ex.nouns[0], target=a.target, other=other[int(k)]).items():
                 row[f'{arm}_{about}'] = sum(bool(related_words(w, noun)) for w in units.words)
             plain = patch_activations(acts, units)
             for name, heat in dict(plain=plain, corrected=plain - patch_activations(usual, units)).items():
