@@ -22,7 +22,7 @@ from mmneurons.train import init_projection
 from mmneurons.wordnet import names_match, related_words
 
 ROOT = Path(__file__).resolve().parents[1]
-SPLITS = dict(cifar_test=1000, test=600, test_source=200, test_concept=200)
+SPLITS = dict(cifar_test=1000, test=400, test_source=120, test_concept=120)
 
 def drawn(data, n):
     "`n` pictures of a split, drawn with seed 0"
@@ -77,7 +77,7 @@ def run_naming(args, mm):
                 batch = data[i:i + 16]
                 for ex, r, text in zip(batch, about[i:i + 16], mm.caption([e.image for e in batch]) if model is mm else model.caption([e.image for e in batch])):
                     rows.append(dict(arm=arm, split=split, style=r['style'], known=r['concept'] in known, noun=ex.nouns[0], said=first_noun(text) or '',
-                                     top5=int(any(names_match(n, ex.nouns[0]) for n in five(mm, ex.image, nouns))) if arm == 'trained' else ''))
+                                     top5=int(any(names_match(n, ex.nouns[0]) for n in five(mm, ex.image, nouns))) if arm == 'trained' and split != 'cifar_test' else ''))
             append(rows, file)
 
 def run_neurons(args, mm):
