@@ -140,7 +140,7 @@ def matched(
     drawn = [pool.head(0)] + [pool[(pool.layer == l) & (pool.sign == s)].sample(frac=1, random_state=seed).head(len(g)) for (l, s), g in neurons.groupby(['layer', 'sign'])]
     return pd.concat(drawn, ignore_index=True)
 
-# %% ../nbs/03_decoding.ipynb #98fbc42f
+# %% ../nbs/03_decoding.ipynb #64e095fe
 @torch.no_grad()
 def decode_prompt(
     mm:MultimodalLM, # the model
@@ -153,7 +153,7 @@ def decode_prompt(
     return pd.DataFrame([dict(vector=v, rank=r + 1, token=mm.tokenizer.decode([t]), cosine=c) for v, (ts, cs) in
                          enumerate(zip(top.indices.tolist(), top.values.tolist())) for r, (t, c) in enumerate(zip(ts, cs))])
 
-# %% ../nbs/03_decoding.ipynb #64e095fe
+# %% ../nbs/03_decoding.ipynb #a9334987
 @torch.no_grad()
 def random_vectors(
     mm:MultimodalLM, # the model
@@ -169,7 +169,7 @@ def random_vectors(
     eigenvalues, axes = torch.linalg.eigh(table.T.cov())
     return table.mean(0) + (z*eigenvalues.clamp(0).sqrt()) @ axes.T
 
-# %% ../nbs/03_decoding.ipynb #b7eb6c68
+# %% ../nbs/03_decoding.ipynb #8effee40
 def ks(
     a, # numbers
     b, # other numbers
