@@ -302,11 +302,13 @@ def check_readout(
 # %% ../nbs/00_1_families.ipynb #0286dd55
 def check_family(
     mm, # a `NeuronLM` or `MultimodalLM`, in float32
-    seed:int=0, # of the input
+    x=None, # (batch, position, d_model), vectors to read; default: random ones
+    seed:int=0, # of random vectors
 ) -> pd.Series: # relative errors: sum, ablation, score, readout
-    "All four proofs on a random input; errors below one per cent mean that the row is right"
-    x = torch.randn(2, 6, mm.lm.get_input_embeddings().weight.shape[1], generator=torch.Generator().manual_seed(seed))
-    x = (x*mm.lm.get_input_embeddings().weight.std().item()).to(mm.down(0).weight)
+    "All four proofs; errors below one per cent mean that the row is right"
+    words = mm.lm.get_input_embeddings().weight
+    if x is None: x = torch.randn(2, 6, words.shape[1], generator=torch.Generator().manual_seed(seed))*words.std().item()
+    x = x.to(mm.down(0).weight)
     return pd.Series({c.__name__[6:]: c(mm, x) for c in (check_sum, check_ablation, check_score, check_readout)})
 
 # %% ../nbs/00_1_families.ipynb #2e01e174

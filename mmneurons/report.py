@@ -16,8 +16,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from . import __version__
-from .model import ENCODERS, MultimodalLM, random_neurons
-from .weights import WEIGHTS
+from .model import MultimodalLM, random_neurons
+from .pairs import licence_of
 from .attribution import Attribution, attribute, top_neurons
 from .decoding import decode
 from .receptive_fields import heatmap, overlay
@@ -90,7 +90,7 @@ def licences(
 ) -> dict[str, str]: # {name of the weights: licence}
     "Whose weights these are; random ones belong to nobody"
     lm, encoder = mm.config.lm, mm.config.encoder
-    return {lm: WEIGHTS[lm].licence if lm in WEIGHTS else 'random', encoder: ENCODERS[encoder].licence or 'random'}
+    return {lm: licence_of(lm), encoder: mm.encoder.spec.licence or 'random'}
 
 # %% ../nbs/09_report.ipynb #f6e1126c
 def look(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LIMBER', 'RECIPES', 'TrainConfig', 'lr_at', 'processes', 'encoder_key', 'feature_key', 'Features', 'sized', 'usable',
-           'write_atomic', 'channel_stats', 'init_projection', 'fold', 'caption_tokens', 'caption_loss',
+           'writing', 'write_atomic', 'channel_stats', 'init_projection', 'fold', 'caption_tokens', 'caption_loss',
            'restricted_head', 'caption_vocab', 'shown_patches', 'dropout_mask', 'batch_rows', 'validate',
            'sample_captions', 'Run', 'autocast_dtype', 'tensorboard_writer', 'plot_log', 'train_projection',
            'name_pictures']
@@ -86,11 +86,11 @@ def processes(
 # %% ../nbs/01_train_projection.ipynb #0716d970
 def encoder_key(
     mm:MultimodalLM, # whose encoder
-) -> list: # architecture, hash of the weights, size and scale of the pixels
+) -> list: # architecture, hash of the weights, size, scale and resampling of the pixels
     "Everything that features depend on, but for the pictures"
     spec, weights = mm.encoder.spec, hashlib.sha256()
     for t in mm.encoder.state_dict().values(): weights.update(t.cpu().numpy().tobytes())
-    return [spec.timm_name, weights.hexdigest(), spec.image_size, spec.mean, spec.std]
+    return [spec.source, spec.name, weights.hexdigest(), spec.image_size, spec.mean, spec.std, spec.resample]
 
 # %% ../nbs/01_train_projection.ipynb #9e6a55b6
 def feature_key(
@@ -98,10 +98,7 @@ def feature_key(
     rows:list[dict], # of the data set: names, files, captions
 ) -> str:
     "A short hash of everything that the features and captions depend on, but for the pixels themselves"
-    spec, weights = mm.encoder.spec, hashlib.sha256()
-    for t in mm.encoder.state_dict().values(): weights.update(t.cpu().numpy().tobytes())
-    what = [spec.name, weights.hexdigest(), spec.image_size, spec.mean, spec.std, rows]
-    return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps([*encoder_key(mm), rows], default=str).encode()).hexdigest()[:12]
 
 # %% ../nbs/01_train_projection.ipynb #91032ad7
 class Features:
@@ -144,7 +141,7 @@ def sized(
 ) -> Path:
     "`file`, which is as large as it will be; an error where the disk has no room for it"
     missing, free = size - (file.stat().st_blocks*512 if file.exists() else 0), shutil.disk_usage(file.parent).free
-    if missing > free: raise OSError(errno.ENOSPC, f'the features need {missing/1e6:,.0f} MB more, the disk has {free/1e6:,.0f} MB', str(file))
+    if missing > free: raise OSError(errno.ENOSPC, f'the features need {missing/1e6:,.1f} MB more, the disk has {free/1e6:,.1f} MB', str(file))
     with open(file, 'ab') as f: f.truncate(size)
     return file
 
@@ -175,9 +172,9 @@ def add(self:Features,
     known = {i: said for i, (said, _) in found.items()}
     images = {i: image for i, (_, image) in found.items() if image}
     if images:
-        with open(self.file, 'r+b') as f:
+        with writing(self.file), open(self.file, 'r+b') as f:
             for i, x in zip(images, mm.patches([*images.values()]).cpu().half().numpy()): f.seek(i*x.nbytes); f.write(x.tobytes())
-    with open(journal, 'ab') as f: f.write(json.dumps(known).encode() + b'\n')
+    with writing(journal), open(journal, 'ab') as f: f.write(json.dumps(known).encode() + b'\n')
 
 # %% ../nbs/01_train_projection.ipynb #4d134bc0
 def usable(
@@ -192,6 +189,13 @@ def usable(
     except (ValueError, OSError) as e: return ' '.join(str(e).split()), None
 
 # %% ../nbs/01_train_projection.ipynb #887309d0
+@contextlib.contextmanager
+def writing(file): # path
+    "An error of the disk inside this context names the file"
+    try: yield
+    except OSError as e: raise OSError(e.errno, f'{e.strerror}; make room and start again, nothing that was whole is lost', str(file)) from None
+
+# %% ../nbs/01_train_projection.ipynb #bc33ea4e
 def write_atomic(
     file, # path
     content:str|bytes, # all of it
@@ -199,13 +203,13 @@ def write_atomic(
     "The file appears whole, or stays as it was"
     tmp = Path(file).with_name(f'.{Path(file).name}.{os.getpid()}')
     try:
-        with open(tmp, 'wb') as f:
+        with writing(file), open(tmp, 'wb') as f:
             f.write(content.encode() if isinstance(content, str) else content)
             f.flush(); os.fsync(f.fileno())
         os.replace(tmp, file)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/01_train_projection.ipynb #0a57cb53
+# %% ../nbs/01_train_projection.ipynb #7719a1c7
 def channel_stats(
     features:Features, # training pictures
     n:int=512, # pictures to look at
@@ -216,7 +220,7 @@ def channel_stats(
     x = features[rows].float().flatten(0, 1)
     return x.mean(0), x.std(0).clamp_min(1e-3)
 
-# %% ../nbs/01_train_projection.ipynb #7719a1c7
+# %% ../nbs/01_train_projection.ipynb #22d200f8
 def init_projection(
     mm:MultimodalLM, # gets random weights
     seed:int=0, # of the weights
@@ -227,7 +231,7 @@ def init_projection(
     mm.projection.weight.data = (w*words.float().std().cpu()/mm.d_image**.5).to(mm.projection.weight)
     mm.projection.bias.data.zero_()
 
-# %% ../nbs/01_train_projection.ipynb #22d200f8
+# %% ../nbs/01_train_projection.ipynb #63266754
 def fold(
     mm:MultimodalLM, # its projection was trained on standardised features
     mean, # (d_image,)
@@ -238,18 +242,19 @@ def fold(
     w /= std.to(w)
     b -= w @ mean.to(w)
 
-# %% ../nbs/01_train_projection.ipynb #b6692ea5
+# %% ../nbs/01_train_projection.ipynb #f1f836cb
 def caption_tokens(
     mm:MultimodalLM, # its tokenizer
     captions:list[str], # one a picture
 ) -> tuple[torch.Tensor, torch.Tensor]: # ids (batch, token) and their mask
     "\" caption.\" and the end token, padded on the right"
-    ids = [mm.tokenizer(f" {c.strip().rstrip('.')}.", add_special_tokens=False).input_ids + [mm.tokenizer.eos_token_id] for c in captions]
+    said = mm.tokenizer([f" {c.strip().rstrip('.')}." for c in captions], add_special_tokens=False).input_ids
+    ids = [i + [mm.tokenizer.eos_token_id] for i in said]
     longest = max(map(len, ids))
     mask = torch.tensor([[1]*len(i) + [0]*(longest - len(i)) for i in ids], dtype=torch.bool)
     return torch.tensor([i + [mm.tokenizer.eos_token_id]*(longest - len(i)) for i in ids]), mask
 
-# %% ../nbs/01_train_projection.ipynb #f1f836cb
+# %% ../nbs/01_train_projection.ipynb #972a67c4
 def caption_loss(
     mm:MultimodalLM, # the model
     soft_prompt, # (batch, patch, d_model)
@@ -269,7 +274,7 @@ def caption_loss(
     want = ids[mask] if vocab is None else torch.searchsorted(vocab.to(mm.device), ids[mask])
     return F.cross_entropy(logits[mask].float(), want, reduction='sum')/(tokens or mask.sum())
 
-# %% ../nbs/01_train_projection.ipynb #972a67c4
+# %% ../nbs/01_train_projection.ipynb #fc074d50
 @contextlib.contextmanager
 def restricted_head(
     mm:MultimodalLM, # whose language model
@@ -283,15 +288,15 @@ def restricted_head(
     try: mm.lm.set_output_embeddings(small); yield
     finally: mm.lm.set_output_embeddings(head)
 
-# %% ../nbs/01_train_projection.ipynb #fc074d50
+# %% ../nbs/01_train_projection.ipynb #cb7a1d77
 def caption_vocab(
     mm:MultimodalLM, # its tokenizer
-    captions, # all that are trained on
+    captions:list[str], # all that are trained on
 ) -> torch.Tensor: # token ids, ascending
     "The tokens of the captions, end token included"
-    return torch.tensor(sorted({t for c in captions for t in caption_tokens(mm, [c])[0][0].tolist()}))
+    return torch.cat([caption_tokens(mm, captions[i:i + 10_000])[0].unique() for i in range(0, len(captions), 10_000)]).unique()
 
-# %% ../nbs/01_train_projection.ipynb #ca3512f4
+# %% ../nbs/01_train_projection.ipynb #af3e1334
 def shown_patches(
     n:int, # patches of a picture
     step:int, # of the training
@@ -302,7 +307,7 @@ def shown_patches(
     g = torch.Generator().manual_seed(cfg.seed*1_000_003 + step)
     return torch.randperm(n, generator=g)[:max(1, round(cfg.keep*n))].sort().values
 
-# %% ../nbs/01_train_projection.ipynb #af3e1334
+# %% ../nbs/01_train_projection.ipynb #761f22b2
 def dropout_mask(
     shape:tuple, # of one picture's numbers
     p:float, # probability that one is hidden
@@ -312,7 +317,7 @@ def dropout_mask(
     draws = [torch.rand(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
     return (torch.stack(draws) >= p)/(1 - p)
 
-# %% ../nbs/01_train_projection.ipynb #761f22b2
+# %% ../nbs/01_train_projection.ipynb #92cfceb3
 def batch_rows(
     n:int, # pictures in the training set
     step:int, # of the training
@@ -326,7 +331,7 @@ def batch_rows(
         out.append((int(order[i]), epoch))
     return out
 
-# %% ../nbs/01_train_projection.ipynb #fb644351
+# %% ../nbs/01_train_projection.ipynb #fe2ef495
 @torch.no_grad()
 def validate(
     mm:MultimodalLM, # with a projection that takes standardised features
@@ -343,7 +348,7 @@ def validate(
         total += caption_loss(mm, mm.projection(standardise(features[rows])), [features.caption(r) for r in rows], cfg.prompt)*len(rows)
     return reduce(total, 'sum').item()/len(picks)
 
-# %% ../nbs/01_train_projection.ipynb #827bfc45
+# %% ../nbs/01_train_projection.ipynb #64e095fe
 @torch.no_grad()
 def sample_captions(
     mm:MultimodalLM, # with a projection that takes standardised features
@@ -358,7 +363,7 @@ def sample_captions(
     said = mm.tokenizer.batch_decode(ids, skip_special_tokens=True)
     return [dict(image_id=features.image_ids[features.rows[r]], caption=features.caption(r), said=text.strip()) for r, text in zip(rows, said)]
 
-# %% ../nbs/01_train_projection.ipynb #2e01e174
+# %% ../nbs/01_train_projection.ipynb #e1822db4
 class Run:
     "A training run in its folder: checkpoint, log, and at the end the projection"
     def __init__(self,
@@ -375,7 +380,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.identity = json.dumps([asdict(replace(cfg, accumulate=1, checkpoint_every=1)), mm.config.lm, mm.config.encoder,
                                     mm.encoder.spec.image_size, mm.projection.weight.shape, features.folder.name])
-        self.vocab = caption_vocab(mm, {c for said in features.captions.values() for c in said}) if cfg.vocab == 'captions' else None
+        self.vocab = caption_vocab(mm, [c for said in features.captions.values() for c in said]) if cfg.vocab == 'captions' else None
         mm.projection.float().requires_grad_(True)
         self.opt = torch.optim.AdamW(mm.projection.parameters(), lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay)
         dtype = autocast_dtype(cfg.precision, mm.device)
@@ -390,7 +395,7 @@ class Run:
         "Features with mean 0 and spread 1 in each channel"
         return (x.to(self.mm.device).float() - self.mean.to(self.mm.device))/self.std.to(self.mm.device)
 
-# %% ../nbs/01_train_projection.ipynb #e1822db4
+# %% ../nbs/01_train_projection.ipynb #b7eb6c68
 @patch
 def save(self:Run):
     "Write the checkpoint and the log; the last good checkpoint stays until the new one is whole"
@@ -404,7 +409,7 @@ def save(self:Run):
         write_atomic(self.folder/'samples.csv', pd.DataFrame(self.samples).to_csv(index=False))
     write_atomic(self.checkpoint, buffer.getvalue())
 
-# %% ../nbs/01_train_projection.ipynb #b7eb6c68
+# %% ../nbs/01_train_projection.ipynb #a9334987
 @patch
 def load(self:Run):
     "Go on from the checkpoint, if it is of this very run"
@@ -418,7 +423,7 @@ def load(self:Run):
     self.scaler.load_state_dict(c['scaler'])
     self.step, self.rows, self.samples, self.mean, self.std = (c[k] for k in ('step', 'rows', 'samples', 'mean', 'std'))
 
-# %% ../nbs/01_train_projection.ipynb #c5b76da3
+# %% ../nbs/01_train_projection.ipynb #80e28a51
 def autocast_dtype(
     precision:str, # of `TrainConfig`
     device, # where the model is
@@ -427,7 +432,7 @@ def autocast_dtype(
     if precision == 'auto': precision = 'no' if device.type == 'cpu' else 'bf16' if torch.cuda.is_bf16_supported() else 'fp16'
     return dict(no=None, bf16=torch.bfloat16, fp16=torch.float16)[precision]
 
-# %% ../nbs/01_train_projection.ipynb #8effee40
+# %% ../nbs/01_train_projection.ipynb #54ceb912
 @patch
 def part_loss(self:Run,
     features, # of the training pictures
@@ -445,7 +450,7 @@ def part_loss(self:Run,
         if cfg.dropout: soft_prompt = soft_prompt*dropout_mask(soft_prompt.shape[1:], cfg.dropout, [-s - 1 for s in seeds]).to(soft_prompt)
         return caption_loss(mm, soft_prompt, [features.caption(*picks[k]) for k in part], cfg.prompt, self.vocab, tokens)
 
-# %% ../nbs/01_train_projection.ipynb #54ceb912
+# %% ../nbs/01_train_projection.ipynb #9109c85a
 @patch
 def advance(self:Run,
     features, # of the training pictures
@@ -468,7 +473,7 @@ def advance(self:Run,
     self.step += 1
     return reduce(total, 'sum').item()
 
-# %% ../nbs/01_train_projection.ipynb #667be543
+# %% ../nbs/01_train_projection.ipynb #5a5b0f9b
 def tensorboard_writer(
     folder:Path, # of the run
     step:int, # events after it are void
@@ -478,7 +483,7 @@ def tensorboard_writer(
     from torch.utils.tensorboard import SummaryWriter
     return SummaryWriter(folder/'tensorboard', purge_step=step + 1)
 
-# %% ../nbs/01_train_projection.ipynb #5a5b0f9b
+# %% ../nbs/01_train_projection.ipynb #e6c3dd63
 @patch
 def record(self:Run,
     row:dict, # step, samples, lr, loss, val_loss, seconds
@@ -492,7 +497,7 @@ def record(self:Run,
         if row[name] is not None: self.writer.add_scalar(name, row[name], row['step'])
     for s in samples: self.writer.add_text(s['image_id'], f'{s["said"]} ({s["caption"]})', row['step'])
 
-# %% ../nbs/01_train_projection.ipynb #e6c3dd63
+# %% ../nbs/01_train_projection.ipynb #6c1e671f
 def plot_log(
     log:pd.DataFrame, # what `train_projection` returned
     ax=None, # matplotlib axes to draw on; None: a new figure
@@ -506,7 +511,7 @@ def plot_log(
     ax.set(xlabel='pictures seen', ylabel='caption loss, nats a token', ylim=(0, None)); ax.legend(frameon=False); ax.spines[['top', 'right']].set_visible(False)
     return ax
 
-# %% ../nbs/01_train_projection.ipynb #6c1e671f
+# %% ../nbs/01_train_projection.ipynb #511a418e
 def train_projection(
     mm:MultimodalLM, # gets the trained projection
     train, # pictures to learn from: a `Reader`, or its `Features`
@@ -534,7 +539,7 @@ def train_projection(
             if last or run.step % cfg.checkpoint_every == 0: run.save()
     return run.finish(pictures=len(train), **metadata)
 
-# %% ../nbs/01_train_projection.ipynb #511a418e
+# %% ../nbs/01_train_projection.ipynb #a17554a0
 @patch
 def finish(self:Run,
     **metadata, # kept with the projection
@@ -551,7 +556,7 @@ def finish(self:Run,
     self.team.wait_for_everyone()
     return log
 
-# %% ../nbs/01_train_projection.ipynb #d02560dd
+# %% ../nbs/01_train_projection.ipynb #c097638f
 def name_pictures(
     mm:MultimodalLM, # with a trained projection
     dataset, # sequence of `Example` with nouns

@@ -35,11 +35,11 @@ def fresh(func, *args):
     process.join()
     return process.exitcode
 
-def die_at(moment, folder):
-    "Kill this process just before it opens or renames a file under `folder` for the time number `moment`"
+def die_at(moment, folder, events):
+    "Kill this process just before an event ('open', 'os.rename') happens to a file under `folder` for the time number `moment`"
     moments = itertools.count(1)
     def hook(event, args):
-        if event in ('open', 'os.rename') and str(folder) in str(args[0]) and next(moments) == moment:
+        if event in events and str(folder) in str(args[0]) and next(moments) == moment:
             os.kill(os.getpid(), signal.SIGKILL)
     sys.addaudithook(hook)
 
@@ -54,14 +54,14 @@ def killed_at_each_moment(func, home):
 
 def extract(home, folder, moment=None):
     torch.set_num_threads(1)
-    if moment: die_at(moment, folder)
+    if moment: die_at(moment, folder, ['open'])
     Features(tiny_model(), pictures(home/'pictures'), folder, block=4)
 
 def train(home, folder, moment=None, cfg=ALL):
     torch.set_num_threads(1)
     mm = tiny_model()
     features = Features(mm, pictures(home/'pictures'), home/'features')
-    if moment: die_at(moment, folder)
+    if moment: die_at(moment, folder, ['os.rename'])       # a new file is whole, and has not yet taken its name
     train_projection(mm, features, cfg, folder, val=features)
 
 def train_on_a_full_disk(home, folder, limit):
