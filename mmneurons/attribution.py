@@ -159,7 +159,7 @@ def logits_at(
     at:list[tuple[int, int]], # (row, position)
 ):
     "While open, the model's logits are those of the positions `at`: (len(at), 1, vocab)"
-    rows, steps = (torch.tensor(i, device=mm.device) for i in zip(*at))
+    rows, steps = (torch.tensor(i) for i in zip(*at))
     handle = mm.lm.get_output_embeddings().register_forward_pre_hook(lambda head, args: (args[0][rows, steps][:, None],))
     try: yield
     finally: handle.remove()
