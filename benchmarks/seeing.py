@@ -22,7 +22,7 @@ from mmneurons.train import init_projection
 from mmneurons.wordnet import names_match, related_words
 
 ROOT = Path(__file__).resolve().parents[1]
-SPLITS = dict(cifar_test=1000, test=600, test_source=200, test_concept=200)
+SPLITS = dict(cifar_test=1000, test=400, test_source=120, test_concept=120)
 
 def drawn(data, n):
     "`n` pictures of a split, drawn with seed 0"
@@ -77,7 +77,7 @@ def run_naming(args, mm):
                 batch = data[i:i + 16]
                 for ex, r, text in zip(batch, about[i:i + 16], mm.caption([e.image for e in batch]) if model is mm else model.caption([e.image for e in batch])):
                     rows.append(dict(arm=arm, split=split, style=r['style'], known=r['concept'] in known, noun=ex.nouns[0], said=first_noun(text) or '',
-                                     top5=int(any(names_match(n, ex.nouns[0]) for n in five(mm, ex.image, nouns))) if arm == 'trained' else ''))
+                                     top5=int(any(names_match(n, ex.nouns[0]) for n in five(mm, ex.image, nouns))) if arm == 'trained' and split != 'cifar_test' else ''))
             append(rows, file)
 
 def run_neurons(args, mm):
@@ -89,6 +89,7 @@ def run_neurons(args, mm):
     usual = position_mean(mm, [e.image for e in drawn(train, 48)])
     read = {}
     order = np.random.default_rng(0).permutation(len(data))[:args.n]
+    other = dict(zip(order.tolist(), [data.rows[int(i)]['noun'] for i in np.roll(order, 1)]))   # another picture's noun
     for k in tqdm(order[part::parts], desc='neurons'):
         ex = data[int(k)]
         if ex.image_id in done: continue
@@ -104,7 +105,7 @@ def run_neurons(args, mm):
         acts, truth = unit_activations(mm, ex.image), ex.masks[ex.nouns[0]]
         small = np.asarray(Image.fromarray(truth).resize((36, 36), Image.NEAREST))
         for arm, units in dict(top=best, random=rand).items():
-            for about, noun in dict(noun=ex.nouns[0], target=a.target).items():
+            for about, noun in dict(noun=ex.nouns[0], target=a.target, other=other[int(k)]).items():
                 row[f'{arm}_{about}'] = sum(bool(related_words(w, noun)) for w in units.words)
             plain = patch_activations(acts, units)
             for name, heat in dict(plain=plain, corrected=plain - patch_activations(usual, units)).items():
