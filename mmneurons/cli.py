@@ -38,7 +38,7 @@ def load(
     from safetensors import SafetensorError
     from mmneurons.model import MultimodalLM
     from mmneurons.report import licences
-    try: mm = MultimodalLM.from_pretrained(args.model, args.projection, args.device, getattr(torch, args.dtype))
+    try: mm = MultimodalLM.from_pretrained(args.model, args.projection, args.device, args.dtype and getattr(torch, args.dtype))
     except (ValueError, KeyError, OSError, RuntimeError, AssertionError, SafetensorError) as e: raise ModelError(e) from e
     say('weights: ' + '; '.join(f'{name} ({licence})' for name, licence in licences(mm).items()))
     return mm
@@ -317,7 +317,7 @@ def add_command(
     "A command, laid out as a manual page"
     p = commands.add_parser(name, prog=f'mmneurons {name}', help=brief, formatter_class=argparse.RawDescriptionHelpFormatter,
                             **{'description': f'{brief.capitalize()}.', 'epilog': STATUS + ENVIRONMENT, **manual})
-    p.set_defaults(run=run, projection=None, dtype='float32')
+    p.set_defaults(run=run, projection=None, dtype=None)
     return p
 
 # %% ../nbs/10_cli.ipynb #af3e1334

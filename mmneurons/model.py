@@ -154,7 +154,7 @@ def from_pretrained(cls:MultimodalLM,
 ) -> MultimodalLM:
     "Load a pair with its trained projection, ready to look at pictures"
     pair, device = find_pair(name, files('mmneurons')/'assets', revision), usable_device(device)
-    config, file, label = pair.config, projection or pair.projection, name if isinstance(name, str) else name.lm
+    config, file, label = pair.config, projection or pair.projection, name.lm if isinstance(name, ModelConfig) else str(name)
     dtype = dtype or getattr(torch, config.dtype)
     shapes = plan(config, pair.spec, dtype)
     said = require_memory(label, shapes.needs, device, free=float('inf') if device_map else None)

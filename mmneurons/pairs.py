@@ -203,7 +203,7 @@ def require_memory(
     said = f'{name} needs {gb.sum():.1f} GB on {device}: ' + ', '.join(f'{k} {v:.1f}' for k, v in gb.items())
     if needs.sum() <= free: return said
     raise RuntimeError(f"{said}. Only {free/1e9:.1f} GB are free there; smaller: dtype=torch.bfloat16 (half of float32), "
-                       "device_map='auto' (spread over devices), or the preset 'pocket' (1.7 GB)")
+                       "device_map='auto' (spread over devices), or the preset 'pocket' (1.2 GB)")
 
 # %% ../nbs/00_3_pairs.ipynb #cb4e5208
 @contextlib.contextmanager
