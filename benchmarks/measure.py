@@ -155,15 +155,19 @@ def run_agreement(args, mm):
     raw.drop(columns='target').to_csv(Path(args.out)/f'agreement-{args.model}.csv', index=False, float_format='%.3g')
 
 def run_layers(args, mm):
-    "Fig. S.4: different units among the top 100 of all pictures, by layer, all and interpretable"
-    pool = readable(args, mm).query('interpretable')[['layer', 'unit', 'sign']]
+    "Fig. S.4: different units among the top 100 of all pictures, by layer, all and interpretable; and those that see most"
+    table, key = readable(args, mm), ['layer', 'unit', 'sign']
     def measure(ex):
-        top = top_neurons(attribute(mm, ex.image, image_id=ex.image_id), 100)
-        return top.merge(pool, on=['layer', 'unit', 'sign'], how='left', indicator=True).assign(interpretable=lambda t: t._merge == 'both')[['image_id', 'layer', 'unit', 'sign', 'interpretable']]
+        top = top_neurons(attribute(mm, ex.image, image_id=ex.image_id), 100).merge(table, on=key)
+        return top.assign(noun=ex.nouns[0], fits=fits_of(top, ex.nouns[0]))[['image_id', 'noun', *key, 'interpretable', 'fits', 'words']]
     raw = resumed(args, f'layers-{args.model}', measure, args.work)
-    different = raw.drop_duplicates(['layer', 'unit', 'sign']).groupby('layer').interpretable.agg(units='size', interpretable='sum')
-    share = readable(args, mm).groupby('layer').interpretable.mean()
-    different.join(share.rename('share_of_all'), how='outer').fillna(0).assign(pictures=raw.image_id.nunique()).reset_index().to_csv(Path(args.out)/f'layers-{args.model}.csv', index=False, float_format='%.4g')
+    different = raw.drop_duplicates(key).groupby('layer').interpretable.agg(units='size', interpretable='sum')
+    share = table.groupby('layer').interpretable.mean()
+    different = different.join(share.rename('share_of_all'), how='outer').fillna(0).assign(pictures=raw.image_id.nunique()).reset_index()
+    different.to_csv(Path(args.out)/f'layers-{args.model}.csv', index=False, float_format='%.4g')
+    seeing = raw[raw.interpretable & raw.fits].groupby([*key, 'words']).agg(pictures=('image_id', 'nunique'), nouns=('noun', lambda n: ', '.join(dict.fromkeys(n)))).reset_index()
+    in_all = raw.groupby(key).image_id.nunique().rename('in_top_100_of').reset_index()
+    seeing.merge(in_all, on=key).sort_values(['pictures', 'in_top_100_of'], ascending=[False, True]).head(25).to_csv(Path(args.out)/f'seeing-{args.model}.csv', index=False)
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from .data import same_noun
 from .model import MultimodalLM, output_vectors, readout
 
-# %% ../nbs/03_decoding.ipynb #902ba3cd
+# %% ../nbs/03_decoding.ipynb #0ade7c2c
 @torch.no_grad()
 def unembed(
     mm:MultimodalLM, # the model
@@ -31,13 +31,13 @@ def unembed(
     head = mm.lm.get_output_embeddings()
     return head(mm.final_norm()(vectors)) if norm == 'full' else vectors @ head.weight.T
 
-# %% ../nbs/03_decoding.ipynb #f1abd670
+# %% ../nbs/03_decoding.ipynb #0716d970
 @lru_cache
 def english_words() -> frozenset[str]:
     "The words of the SCOWL lists (US and GB) with three letters or more, in lower case"
     with (files('mmneurons')/'assets'/'words.txt.gz').open('rb') as f: return frozenset(gzip.decompress(f.read()).decode().split())
 
-# %% ../nbs/03_decoding.ipynb #1574bddb
+# %% ../nbs/03_decoding.ipynb #9e6a55b6
 def interpretable(
     tokens:list[str], # a unit's decoded tokens
     share:float=.7, # how many of them must be words
@@ -45,7 +45,7 @@ def interpretable(
     "Whether enough of `tokens` are English words of three letters or more"
     return sum(t.strip().lower() in english_words() for t in tokens) >= share*len(tokens)
 
-# %% ../nbs/03_decoding.ipynb #91032ad7
+# %% ../nbs/03_decoding.ipynb #12c6fc06
 def _read(mm, layer, units, signs, k, norm, lens):
     "The table of some units of one layer, with each of `signs`"
     vectors = output_vectors(mm, layer, units)
@@ -60,7 +60,7 @@ def _read(mm, layer, units, signs, k, norm, lens):
                                      logit=top.values.float().flatten().tolist(), interpretable=np.repeat(ok, k))))
     return pd.concat(out, ignore_index=True)
 
-# %% ../nbs/03_decoding.ipynb #472b07b9
+# %% ../nbs/03_decoding.ipynb #d435a6cd
 def decode(
     mm:MultimodalLM, # the model
     neurons:pd.DataFrame, # columns layer, unit, sign
@@ -78,7 +78,7 @@ def decode(
     return pd.concat([_read(mm, layer, group.unit.to_list()[i:i + chunk], [s], k, norm, lens) for (layer, s), group in groups
                       for i in range(0, len(group), chunk)], ignore_index=True)
 
-# %% ../nbs/03_decoding.ipynb #d435a6cd
+# %% ../nbs/03_decoding.ipynb #f6e1126c
 def decode_all(
     mm:MultimodalLM, # the model
     file, # path to write, `*.parquet`
@@ -99,7 +99,7 @@ def decode_all(
     finally:
         if writer: writer.close()
 
-# %% ../nbs/03_decoding.ipynb #4d134bc0
+# %% ../nbs/03_decoding.ipynb #887309d0
 def words(
     decoding:pd.DataFrame, # from `decode`
     n:int=10, # words a unit
@@ -109,7 +109,7 @@ def words(
     out = kept.groupby(['layer', 'unit', 'sign', 'interpretable'], sort=False).token.agg(lambda t: ', '.join(x.strip() for x in t))
     return out.rename('words').reset_index()
 
-# %% ../nbs/03_decoding.ipynb #cb4e5208
+# %% ../nbs/03_decoding.ipynb #f1f836cb
 def random_words(
     mm:MultimodalLM, # the model
     n:int=60, # units a layer
@@ -120,7 +120,7 @@ def random_words(
     drawn = [(l, u, s) for l in range(mm.n_layers) for u in rng.permutation(mm.n_units)[:n] for s in (1, -1)]
     return words(decode(mm, pd.DataFrame(drawn, columns=['layer', 'unit', 'sign'])))
 
-# %% ../nbs/03_decoding.ipynb #cb7a1d77
+# %% ../nbs/03_decoding.ipynb #ca3512f4
 def names(
     tokens:str, # a unit's words, joined by ", "
     noun:str, # a word
@@ -128,7 +128,7 @@ def names(
     "Whether one of `tokens` is `noun`, as singular or plural"
     return any(same_noun(t, noun) for t in tokens.split(', '))
 
-# %% ../nbs/03_decoding.ipynb #ca3512f4
+# %% ../nbs/03_decoding.ipynb #761f22b2
 def matched(
     pool:pd.DataFrame, # layer, unit, sign: what to draw from
     neurons:pd.DataFrame, # layer, unit, sign: what to match
@@ -140,7 +140,7 @@ def matched(
     drawn = [pool.head(0)] + [pool[(pool.layer == l) & (pool.sign == s)].sample(frac=1, random_state=seed).head(len(g)) for (l, s), g in neurons.groupby(['layer', 'sign'])]
     return pd.concat(drawn, ignore_index=True)
 
-# %% ../nbs/03_decoding.ipynb #64e095fe
+# %% ../nbs/03_decoding.ipynb #e1822db4
 @torch.no_grad()
 def decode_prompt(
     mm:MultimodalLM, # the model
@@ -153,7 +153,7 @@ def decode_prompt(
     return pd.DataFrame([dict(vector=v, rank=r + 1, token=mm.tokenizer.decode([t]), cosine=c) for v, (ts, cs) in
                          enumerate(zip(top.indices.tolist(), top.values.tolist())) for r, (t, c) in enumerate(zip(ts, cs))])
 
-# %% ../nbs/03_decoding.ipynb #a9334987
+# %% ../nbs/03_decoding.ipynb #80e28a51
 @torch.no_grad()
 def random_vectors(
     mm:MultimodalLM, # the model
@@ -169,7 +169,7 @@ def random_vectors(
     eigenvalues, axes = torch.linalg.eigh(table.T.cov())
     return table.mean(0) + (z*eigenvalues.clamp(0).sqrt()) @ axes.T
 
-# %% ../nbs/03_decoding.ipynb #8effee40
+# %% ../nbs/03_decoding.ipynb #9109c85a
 def ks(
     a, # numbers
     b, # other numbers
