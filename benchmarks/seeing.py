@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mmneurons.attribution import attribute, top_neurons
-from mmneurons.data import Example, corpus, first_noun, open_image
+from mmneurons.data import Example, corpus, first_noun, open_image, same_noun
 from mmneurons.decoding import decode, matched, random_words, words
 from mmneurons.model import MultimodalLM
 from mmneurons.receptive_fields import patch_activations, position_mean, roc_auc, to_pixels, unit_activations
@@ -76,8 +76,11 @@ def run_naming(args, mm):
             for i in tqdm(range(part*16, len(data), 16*parts), desc=f'{arm} {split}'):
                 batch = data[i:i + 16]
                 for ex, r, text in zip(batch, about[i:i + 16], mm.caption([e.image for e in batch]) if model is mm else model.caption([e.image for e in batch])):
-                    rows.append(dict(arm=arm, split=split, style=r['style'], known=r['concept'] in known, noun=ex.nouns[0], said=first_noun(text) or '',
-                                     top5=int(any(names_match(n, ex.nouns[0]) for n in five(mm, ex.image, nouns))) if arm == 'trained' and split != 'cifar_test' else ''))
+                    word, noun = first_noun(text) or '', ex.nouns[0]
+                    match = bool(word) and names_match(word, noun)
+                    rows.append(dict(arm=arm, split=split, style=r['style'], known=r['concept'] in known, noun=noun,
+                                     said=word if match or word in nouns else '', same=int(bool(word) and same_noun(word, noun)), match=int(match),
+                                     top5=int(any(names_match(n, noun) for n in five(mm, ex.image, nouns))) if arm == 'trained' and split != 'cifar_test' else ''))
             append(rows, file)
 
 def run_neurons(args, mm):
