@@ -140,7 +140,7 @@ def matched(
     drawn = [pool.head(0)] + [pool[(pool.layer == l) & (pool.sign == s)].sample(frac=1, random_state=seed).head(len(g)) for (l, s), g in neurons.groupby(['layer', 'sign'])]
     return pd.concat(drawn, ignore_index=True)
 
-# %% ../nbs/03_decoding.ipynb #e1822db4
+# %% ../nbs/03_decoding.ipynb #fe2ef495
 @torch.no_grad()
 def decode_prompt(
     mm:MultimodalLM, # the model
@@ -149,11 +149,11 @@ def decode_prompt(
 ) -> pd.DataFrame: # vector, rank, token, cosine
     "The `k` token embeddings nearest to each vector, by cosine (section 3 of the paper)"
     table = torch.nn.functional.normalize(mm.lm.get_input_embeddings().weight.float(), dim=-1)
-    top = (torch.nn.functional.normalize(vectors.float(), dim=-1) @ table.T).topk(k)
-    return pd.DataFrame([dict(vector=v, rank=r + 1, token=mm.tokenizer.decode([t]), cosine=c) for v, (ts, cs) in
-                         enumerate(zip(top.indices.tolist(), top.values.tolist())) for r, (t, c) in enumerate(zip(ts, cs))])
+    tops = [(torch.nn.functional.normalize(part.float(), dim=-1) @ table.T).topk(k) for part in vectors.split(128)]
+    ids, cosines = (torch.cat([t[i] for t in tops]).flatten().tolist() for i in (1, 0))
+    return pd.DataFrame(dict(vector=np.repeat(range(len(vectors)), k), rank=np.tile(range(1, k + 1), len(vectors)), token=mm.tokenizer.batch_decode([[i] for i in ids]), cosine=cosines))
 
-# %% ../nbs/03_decoding.ipynb #80e28a51
+# %% ../nbs/03_decoding.ipynb #e1822db4
 @torch.no_grad()
 def random_vectors(
     mm:MultimodalLM, # the model
@@ -169,7 +169,7 @@ def random_vectors(
     eigenvalues, axes = torch.linalg.eigh(table.T.cov())
     return table.mean(0) + (z*eigenvalues.clamp(0).sqrt()) @ axes.T
 
-# %% ../nbs/03_decoding.ipynb #9109c85a
+# %% ../nbs/03_decoding.ipynb #c5b76da3
 def ks(
     a, # numbers
     b, # other numbers
