@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from .data import content_words, first_noun
 from .model import MultimodalLM, hook_neurons, norm_gain, output_vectors
 
-# %% ../nbs/02_attribution.ipynb #bd307a3e
+# %% ../nbs/02_attribution.ipynb #f1abd670
 def token_at(
     mm:MultimodalLM, # its tokenizer
     ids:list[int], # a caption's tokens
@@ -35,7 +35,7 @@ def token_at(
     if not found: return None
     return next(i for i in range(len(ids)) if len(mm.tokenizer.decode(ids[:i + 1])) > found.start())
 
-# %% ../nbs/02_attribution.ipynb #f1abd670
+# %% ../nbs/02_attribution.ipynb #0716d970
 @torch.no_grad()
 def likeliest_word(
     mm:MultimodalLM, # the model
@@ -49,7 +49,7 @@ def likeliest_word(
     probs = logits.softmax(-1)
     return max(at, key=lambda w: probs[at[w], ids[at[w]]])
 
-# %% ../nbs/02_attribution.ipynb #1574bddb
+# %% ../nbs/02_attribution.ipynb #9e6a55b6
 @dataclass
 class Target:
     "A word to attribute: which token, after which text"
@@ -58,7 +58,7 @@ class Target:
     text_ids: list[int] # caption tokens before it
     notes: list[str] = field(default_factory=list) # what had to be decided on the way
 
-# %% ../nbs/02_attribution.ipynb #0716d970
+# %% ../nbs/02_attribution.ipynb #b3f0c7f6
 def first_token(
     mm:MultimodalLM, # its tokenizer
     word:str|int, # a word as it would stand in a sentence, or a token id
@@ -73,7 +73,7 @@ def first_token(
     if len(ids) > 1: notes.append(f'{word!r} is {len(ids)} tokens; its first, {mm.tokenizer.decode(ids[:1])!r}, is attributed')
     return ids[0]
 
-# %% ../nbs/02_attribution.ipynb #9e6a55b6
+# %% ../nbs/02_attribution.ipynb #91032ad7
 def choose_target(
     mm:MultimodalLM, # the model
     soft_prompt, # (1, patch, d_model)
@@ -98,7 +98,7 @@ def choose_target(
     notes.append(f'the caption {text.strip()!r} does not contain {word!r}; it is attributed {where}')
     return Target(word, token, ids[:step], notes)
 
-# %% ../nbs/02_attribution.ipynb #b3f0c7f6
+# %% ../nbs/02_attribution.ipynb #472b07b9
 def whole(
     mm:MultimodalLM, # its tokenizer
     ids:list[int], # a caption's tokens
@@ -109,7 +109,7 @@ def whole(
     piece = mm.tokenizer.decode(ids[:step + 1])[len(mm.tokenizer.decode(ids[:step])):].strip()
     return [] if piece.lower() == word.lower() else [f'{word!r} is several tokens; its first, {piece!r}, is attributed']
 
-# %% ../nbs/02_attribution.ipynb #472b07b9
+# %% ../nbs/02_attribution.ipynb #d435a6cd
 def choose_targets(
     mm:MultimodalLM, # the model
     soft_prompt, # (1, patch, d_model)
@@ -121,7 +121,7 @@ def choose_targets(
     many = target if isinstance(target, (list, tuple)) else [target]
     return [t if isinstance(t, Target) else choose_target(mm, soft_prompt, ids, t) for t in many]
 
-# %% ../nbs/02_attribution.ipynb #d435a6cd
+# %% ../nbs/02_attribution.ipynb #f6e1126c
 POSITIONS = 'image', 'text', 'predicting', 'all'
 
 def places(
@@ -137,7 +137,7 @@ def places(
     if kinds[positions].start >= kinds[positions].stop: raise ValueError(f'there is no text between the picture and {target.word!r}')
     return kinds[positions]
 
-# %% ../nbs/02_attribution.ipynb #887309d0
+# %% ../nbs/02_attribution.ipynb #0a57cb53
 def batch_inputs(
     mm:MultimodalLM, # the model
     soft_prompt, # (batch, patch, d_model)
@@ -152,32 +152,32 @@ def batch_inputs(
     x = torch.cat([mm.embed(p[None], [*text, *[0]*(n - len(text))]) for p, text in zip(soft_prompt, texts)])
     return x, [(row, places(mm, t, 'predicting').start) for row, ts in enumerate(targets) for t in ts]
 
-# %% ../nbs/02_attribution.ipynb #bc33ea4e
+# %% ../nbs/02_attribution.ipynb #7719a1c7
 @contextmanager
 def logits_at(
     mm:MultimodalLM, # the model
     at:list[tuple[int, int]], # (row, position)
 ):
     "While open, the model's logits are those of the positions `at`: (len(at), 1, vocab)"
-    rows, steps = (torch.tensor(i, device=mm.device) for i in zip(*at))
+    rows, steps = (torch.tensor(i) for i in zip(*at))
     handle = mm.lm.get_output_embeddings().register_forward_pre_hook(lambda head, args: (args[0][rows, steps][:, None],))
     try: yield
     finally: handle.remove()
 
-# %% ../nbs/02_attribution.ipynb #0a57cb53
+# %% ../nbs/02_attribution.ipynb #22d200f8
 def _forward(mm, soft_prompt, targets, tap, at='post'):
     "The logits (target, vocab), while `tap(layer, activations)` looks on"
     x, steps = batch_inputs(mm, soft_prompt, targets)
     with hook_neurons(mm, tap, at=at), logits_at(mm, steps): return mm.lm(inputs_embeds=x, use_cache=False).logits[:, 0]
 
-# %% ../nbs/02_attribution.ipynb #7719a1c7
+# %% ../nbs/02_attribution.ipynb #63266754
 def _dimmed(mm, z, targets, positions, dim):
     "Factors (batch, position, 1): `dim` where each picture's target is looked at, 0 elsewhere"
     scale = z.new_zeros(*z.shape[:2], 1)
     for row, (t,) in enumerate(targets): scale[row, places(mm, t, positions)] = dim
     return scale
 
-# %% ../nbs/02_attribution.ipynb #63266754
+# %% ../nbs/02_attribution.ipynb #b6692ea5
 def passes(
     mm:MultimodalLM, # the model
     soft_prompt, # (batch, patch, d_model)
@@ -193,7 +193,8 @@ def passes(
     def tap(layer, z):
         if not z.requires_grad: z = z.detach().requires_grad_()          # the backward pass ends here
         out = z if dim == 1 else z - (z - base[layer] if base else z)*_dimmed(mm, z, targets, positions, 1 - dim)
-        out.register_hook(lambda g: take(layer, z.detach(), g))
+        value = z.detach()                                               # a hook that held z itself would keep it alive
+        out.register_hook(lambda g: take(layer, value, g))
         return out
     def take(layer, z, g):
         seen.add(layer)
@@ -210,7 +211,7 @@ def passes(
     if missing := set(range(mm.n_layers)) - seen: raise RuntimeError(f'no gradient reached layers {sorted(missing)}: is the row in FAMILIES right?')
     return logits.detach()
 
-# %% ../nbs/02_attribution.ipynb #b6692ea5
+# %% ../nbs/02_attribution.ipynb #972a67c4
 def patch_scores(
     mm:MultimodalLM, # the model
     soft_prompt, # (1, patch, d_model)
@@ -221,7 +222,7 @@ def patch_scores(
     "Eq. 2 for every neuron at every patch of one picture"
     return passes(mm, soft_prompt, [[target]], lambda layer, row, i, scores, acts: each(layer, scores, acts), positions)[0]
 
-# %% ../nbs/02_attribution.ipynb #972a67c4
+# %% ../nbs/02_attribution.ipynb #cb7a1d77
 @dataclass
 class Attribution:
     "What each neuron did for one word of one caption"
@@ -243,7 +244,7 @@ class Attribution:
 
     def __repr__(self): return f'Attribution({self.image_id} {self.caption!r}: {self.target!r} with P = {self.prob:.2f})'
 
-# %% ../nbs/02_attribution.ipynb #cb7a1d77
+# %% ../nbs/02_attribution.ipynb #ca3512f4
 _TENSORS = 'scores', 'patch', 'activation', 'full'
 
 @patch
@@ -255,7 +256,7 @@ def save(self:Attribution,
     rest = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _TENSORS}
     save_file(tensors, file, dict(attribution=json.dumps(rest)))
 
-# %% ../nbs/02_attribution.ipynb #5b384ce3
+# %% ../nbs/02_attribution.ipynb #af3e1334
 @patch(cls_method=True)
 def load(cls:Attribution,
     file, # written by `save`
@@ -265,7 +266,7 @@ def load(cls:Attribution,
     if 'attribution' not in info: raise ValueError(f'{file} holds no attribution')
     return cls(**tensors, **json.loads(info['attribution']))
 
-# %% ../nbs/02_attribution.ipynb #af3e1334
+# %% ../nbs/02_attribution.ipynb #92cfceb3
 def top_neurons(
     a:Attribution, # scores of one picture
     k:int=100, # how many
@@ -282,7 +283,7 @@ def top_neurons(
                    score=a.scores.flatten()[best], activation=a.activation.flatten()[best])
     return pd.DataFrame(dict(image_id=a.image_id, target=a.target, **{c: v.tolist() for c, v in columns.items()}, rank=range(1, len(best) + 1)))
 
-# %% ../nbs/02_attribution.ipynb #761f22b2
+# %% ../nbs/02_attribution.ipynb #0286dd55
 def _listed(table, sign):
     "Which neurons, (layer, unit) with this sign, stand in a table of neurons"
     if 'interpretable' in table: table = table[table.interpretable]
@@ -290,7 +291,7 @@ def _listed(table, sign):
     at[torch.tensor(table.layer.to_numpy()), torch.tensor(table.unit.to_numpy()), torch.tensor((table.sign > 0).to_numpy().astype(int))] = True
     return at.gather(-1, (sign > 0).long()[..., None])[..., 0]
 
-# %% ../nbs/02_attribution.ipynb #0286dd55
+# %% ../nbs/02_attribution.ipynb #fb644351
 @patch
 def _repr_html_(self:Attribution):
     text = re.sub(rf'(?i)\b({re.escape(self.target)})\b', r'<b>\1</b>', escape(self.caption), count=1)
@@ -298,11 +299,11 @@ def _repr_html_(self:Attribution):
     how = f'P({escape(self.token.strip())}) = {self.prob:.2f}; {self.method} at the {self.positions} positions, {self.reduce} over them'
     return f'<p>{escape(self.image_id)} “{text}” — {how}</p>{top.to_html(index=False, float_format="%.3f")}' + ''.join(f'<p><i>{escape(n)}</i></p>' for n in self.notes)
 
-# %% ../nbs/02_attribution.ipynb #fb644351
+# %% ../nbs/02_attribution.ipynb #827bfc45
 def _grad_x_act(mm, images, soft_prompt, targets, each, positions): return passes(mm, soft_prompt, targets, each, positions)
 def _grad_x_post(mm, images, soft_prompt, targets, each, positions): return passes(mm, soft_prompt, targets, each, positions, 'post')
 
-# %% ../nbs/02_attribution.ipynb #827bfc45
+# %% ../nbs/02_attribution.ipynb #2e01e174
 def counterfactual_images(
     images:list, # PIL images
     kind='blur', # 'blur', 'mean', a PIL image, or a list of them
@@ -314,7 +315,7 @@ def counterfactual_images(
     if kind == 'blur': return [im.convert('RGB').filter(ImageFilter.GaussianBlur(max(im.size)/8)) for im in images]
     return [im.convert('RGB').resize((1, 1), Image.BOX).resize(im.size) for im in images]
 
-# %% ../nbs/02_attribution.ipynb #2e01e174
+# %% ../nbs/02_attribution.ipynb #b7eb6c68
 def _activations(mm, soft_prompt, targets):
     "{layer: A (batch, position, unit)}, and the logits (target, vocab)"
     kept = {}
@@ -325,7 +326,7 @@ def _patching(mm, images, soft_prompt, targets, each, positions, counterfactual=
     other, _ = _activations(mm, mm.soft_prompt(counterfactual_images(list(images), counterfactual)), targets)
     return passes(mm, soft_prompt, targets, each, positions, 'post', other)
 
-# %% ../nbs/02_attribution.ipynb #b7eb6c68
+# %% ../nbs/02_attribution.ipynb #c5b76da3
 def _integrated(mm, images, soft_prompt, targets, each, positions, steps=8, counterfactual=None):
     if mm.family.post_norm and counterfactual is None: raise ValueError("a norm follows this model's MLPs and undoes any dimming: give a counterfactual, such as 'blur'")
     clean, logits = _activations(mm, soft_prompt, targets)
@@ -340,7 +341,7 @@ def _integrated(mm, images, soft_prompt, targets, each, positions, steps=8, coun
             each(layer, rows[row], i, scores, clean[layer][rows[row], places(mm, column[row][0], positions)])
     return logits
 
-# %% ../nbs/02_attribution.ipynb #c5b76da3
+# %% ../nbs/02_attribution.ipynb #8effee40
 def _gradient_free(mm, images, soft_prompt, targets, each, positions):
     norm, project = mm.final_norm(), mm.family.project and getattr(mm.lm.get_decoder(), mm.family.project, None)
     ones, head = torch.ones(1, mm.d_model, device=mm.device, dtype=soft_prompt.dtype), mm.lm.get_output_embeddings().weight
@@ -353,7 +354,7 @@ def _gradient_free(mm, images, soft_prompt, targets, each, positions):
         for row, i, p, v in flat: each(layer, row, i, a[row, p]*(output_vectors(mm, layer) @ v), a[row, p])
     with torch.no_grad(): return _forward(mm, soft_prompt, targets, tap)
 
-# %% ../nbs/02_attribution.ipynb #8effee40
+# %% ../nbs/02_attribution.ipynb #9109c85a
 @contextmanager
 def widened(
     mm:MultimodalLM, # the model
@@ -365,7 +366,7 @@ def widened(
     try: yield
     finally: handle.remove()
 
-# %% ../nbs/02_attribution.ipynb #54ceb912
+# %% ../nbs/02_attribution.ipynb #667be543
 @torch.no_grad()
 def ablation_effects(
     mm:MultimodalLM, # the model
@@ -390,7 +391,7 @@ def ablation_effects(
         with widened(mm, own[0], len(part)), hook_neurons(mm, edit, layers=own): effects[part] = (intact - logit(len(part))).float().cpu()
     return effects
 
-# %% ../nbs/02_attribution.ipynb #9109c85a
+# %% ../nbs/02_attribution.ipynb #5a5b0f9b
 def _exact(mm, images, soft_prompt, targets, each, positions, neurons=None, chunk=32):
     if neurons is None: raise ValueError("method='exact' needs neurons, a table with the columns layer and unit")
     acts, logits = _activations(mm, soft_prompt, targets)
@@ -405,17 +406,17 @@ def _exact(mm, images, soft_prompt, targets, each, positions, neurons=None, chun
                 each(layer, row, i, effects[layer].where(at_most, -torch.inf), a)
     return logits
 
-# %% ../nbs/02_attribution.ipynb #5a5b0f9b
+# %% ../nbs/02_attribution.ipynb #6c1e671f
 METHODS = dict(grad_x_act=_grad_x_act, grad_x_post=_grad_x_post, integrated=_integrated, patching=_patching,
                gradient_free=_gradient_free, exact=_exact)
 
-# %% ../nbs/02_attribution.ipynb #e6c3dd63
+# %% ../nbs/02_attribution.ipynb #511a418e
 def _reduced(scores, acts, how):
     "Scores (position, unit) of one layer → score, position, activation there: (unit,)"
     best, where = scores.max(0)
     return best if how == 'max' else scores.sum(0), where, acts.gather(0, where[None])[0]
 
-# %% ../nbs/02_attribution.ipynb #6c1e671f
+# %% ../nbs/02_attribution.ipynb #a17554a0
 def _batch(mm, images, image_ids, captions, target, method, positions, reduce, full, options):
     "The `Attribution`s of each picture of one batch"
     soft_prompt = mm.soft_prompt(list(images))
@@ -436,14 +437,14 @@ def _batch(mm, images, image_ids, captions, target, method, positions, reduce, f
                                 p[t.token_id].item(), t.notes, image_ids[r], method, positions, reduce, tensors[3])
     return [[out[r, i] for i in range(len(ts))] for r, ts in enumerate(targets)]
 
-# %% ../nbs/02_attribution.ipynb #511a418e
+# %% ../nbs/02_attribution.ipynb #c66c6517
 def _stream(mm, images, image_ids, captions, target, batch, *rest):
     "Batch after batch; a picture's result is one `Attribution`, or a list where several words were asked for"
     rows, several = zip(images, image_ids, captions), target == '*' or isinstance(target, (list, tuple))
     while part := list(islice(rows, batch)):
         for found in _batch(mm, *zip(*part), target, *rest): yield found if several else found[0]
 
-# %% ../nbs/02_attribution.ipynb #c66c6517
+# %% ../nbs/02_attribution.ipynb #59129aac
 def attribute(
     mm:MultimodalLM, # the model
     images, # a PIL image, a list of them, or an iterable

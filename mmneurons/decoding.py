@@ -149,9 +149,9 @@ def decode_prompt(
 ) -> pd.DataFrame: # vector, rank, token, cosine
     "The `k` token embeddings nearest to each vector, by cosine (section 3 of the paper)"
     table = torch.nn.functional.normalize(mm.lm.get_input_embeddings().weight.float(), dim=-1)
-    top = (torch.nn.functional.normalize(vectors.float(), dim=-1) @ table.T).topk(k)
-    return pd.DataFrame([dict(vector=v, rank=r + 1, token=mm.tokenizer.decode([t]), cosine=c) for v, (ts, cs) in
-                         enumerate(zip(top.indices.tolist(), top.values.tolist())) for r, (t, c) in enumerate(zip(ts, cs))])
+    tops = [(torch.nn.functional.normalize(part.float(), dim=-1) @ table.T).topk(k) for part in vectors.split(128)]
+    ids, cosines = (torch.cat([t[i] for t in tops]).flatten().tolist() for i in (1, 0))
+    return pd.DataFrame(dict(vector=np.repeat(range(len(vectors)), k), rank=np.tile(range(1, k + 1), len(vectors)), token=mm.tokenizer.batch_decode([[i] for i in ids]), cosine=cosines))
 
 # %% ../nbs/03_decoding.ipynb #80e28a51
 @torch.no_grad()
