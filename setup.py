@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 ini = ConfigParser(delimiters=['='])
 ini.read('settings.ini', encoding='utf-8')
 cfg = ini['DEFAULT']
-pocket, scores = cfg['pocket_requirements'].split(), cfg['scores_requirements'].split()
+pocket, train, scores = (cfg[f'{extra}_requirements'].split() for extra in ('pocket', 'train', 'scores'))
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
@@ -18,7 +18,7 @@ setup(
                  f'Programming Language :: Python :: {cfg["min_python"]}',
                  'Topic :: Scientific/Engineering :: Artificial Intelligence'],
     python_requires=f'>={cfg["min_python"]}', install_requires=cfg['requirements'].split(),
-    extras_require={'pocket': pocket, 'scores': scores, 'dev': pocket + scores + cfg['dev_requirements'].split()},
+    extras_require=dict(pocket=pocket, train=train, scores=scores, dev=pocket + train + scores + cfg['dev_requirements'].split()),
     packages=find_packages(include=['mmneurons', 'mmneurons.*']), package_data={'mmneurons': ['assets/**']},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': ['mmneurons=mmneurons._modidx:d']},
     zip_safe=False)
