@@ -205,7 +205,7 @@ def make_gallery(out:str|Path,       # folder to write to
     return rows
 
 # %% ../nbs/00c_corpus.ipynb #cb4e5208
-def make_corpus(out:str|Path,                # folder to write to: 250 MB, and 620 MB of packages
+def make_corpus(out:str|Path,                # folder to write to: 400 MB, and 1.6 GB of packages
                 seed:int=0,                  # the same seed makes the same corpus
                 packages:str|Path|None=None  # where packages are, or are fetched to; `packages` inside `out` by default
                ) -> list[dict]:              # the rows of manifest.csv
