@@ -1,5 +1,7 @@
-"""The measurements that the chapters show, picture by picture into small tables; stopped, it goes on where it was.
+"""Measurements over many pictures, for the chapters to show: picture by picture into small tables; stopped, it goes on where it was.
 
+    python benchmarks/measure.py naming --corpus data/corpus       what captions call the things, beside baselines
+    python benchmarks/measure.py neurons --corpus data/corpus      whether the top neurons are about the thing, and fire on it
     python benchmarks/measure.py fidelity --corpus data/corpus     what silencing a neuron does, beside what each score says
     python benchmarks/measure.py where --corpus data/corpus        at which positions and layers pictures become words
     python benchmarks/measure.py lenses --corpus data/corpus       which lens finds words that fit the picture
@@ -8,43 +10,56 @@
 
 The tables go to nbs/data (--out); --model pocket-smollm2 measures the second pair of models.
 """
-import argparse
+import argparse, csv
+from functools import cache
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
+from PIL import Image
+from tqdm import tqdm
 
 from mmneurons.agreement import best_of, bert_scores, load_bert, minilm
 from mmneurons.attribution import attribute, top_neurons
-from mmneurons.data import bootstrap, corpus, first_noun, gallery
-from mmneurons.decoding import decode, decode_all, decode_prompt, matched, random_vectors, words
+from mmneurons.data import Example, bootstrap, corpus, first_noun, gallery, open_image, same_noun
+from mmneurons.decoding import decode, decode_all, decode_prompt, matched, random_vectors, random_words, words
 from mmneurons.fidelity import fidelity, rank_correlations
 from mmneurons.lenses import jacobian_lens, load_lens, own_text, save_lens, tuned_lens
 from mmneurons.model import MultimodalLM, hook_neurons
+from mmneurons.receptive_fields import patch_activations, position_mean, roc_auc, to_pixels, unit_activations
+from mmneurons.train import init_projection
 from mmneurons.wordnet import names_match, related_words
 
 ROOT = Path(__file__).resolve().parents[1]
 
+def drawn(data, n):
+    "The rows of `n` pictures, in a fixed random order"
+    return np.random.default_rng(0).permutation(len(data))[:n].tolist()
+
 def held_out(args, split='val'):
-    "Pictures of the corpus that were not trained on, in a fixed random order"
+    "Pictures of the corpus that were not trained on"
     rest = corpus(args.corpus, split) if args.corpus else []
-    for i in np.random.default_rng(0).permutation(len(rest))[:args.n]: yield rest[int(i)]
+    for i in drawn(rest, args.n): yield rest[i]
 
 def pictures(args):
     "The gallery, then held-out pictures"
     yield from gallery()
     for split in args.split: yield from held_out(args, split)
 
-def resumed(args, name, measure, folder=None):
+def append(rows, file):
+    "Add rows to a table"
+    rows.to_csv(file, mode='a', header=not file.exists(), index=False, float_format='%.4g')
+
+def resumed(args, name, measure, folder=None, examples=None):
     "`measure(example)` → a table, for each picture that the file does not hold yet; all of them in the end"
     file = Path(folder or args.out)/f'{name}.csv'
     file.parent.mkdir(parents=True, exist_ok=True)
     done, left = set(pd.read_csv(file).image_id) if file.exists() else set(), args.limit
-    for ex in pictures(args):
+    for ex in pictures(args) if examples is None else examples:
         if ex.image_id in done or not left: continue
         try: table = measure(ex)
         except ValueError as e: print(ex.image_id, e); continue
         left -= 1
-        table.to_csv(file, mode='a', header=not file.exists(), index=False, float_format='%.4g')
+        append(table, file)
         print(ex.image_id, flush=True)
     return pd.read_csv(file)
 
@@ -169,6 +184,84 @@ def run_layers(args, mm):
     in_all = raw.groupby(key).image_id.nunique().rename('in_top_100_of').reset_index()
     seeing.merge(in_all, on=key).sort_values(['pictures', 'in_top_100_of'], ascending=[False, True]).head(25).to_csv(Path(args.out)/f'seeing-{args.model}.csv', index=False)
 
+SPLITS = dict(cifar_test=1000, test=400, test_source=120, test_concept=120)
+
+def outside(folder):
+    "Photographs of nobody's corpus: a folder with `outside.csv` (image, noun)"
+    for r in csv.DictReader(open(Path(folder)/'outside.csv', encoding='utf-8')):
+        yield Example(Path(r['image']).stem, open_image(Path(folder)/r['image']), (), (r['noun'],), {}), dict(style='photo', concept='')
+
+@cache
+def first_tokens(mm, nouns):
+    "The first token of each noun, and which nouns take \"an\""
+    ids = torch.tensor([mm.tokenizer(f' {n}', add_special_tokens=False).input_ids[0] for n in nouns])
+    return ids, torch.tensor([n[0] in 'aeiou' for n in nouns])
+
+@torch.no_grad()
+def five(mm, image, nouns):
+    "The five nouns that the model finds likeliest after \"A picture of a\", or \"an\""
+    (ids, vowel), soft_prompt, scores = first_tokens(mm, nouns), mm.soft_prompt([image]), []
+    for article in ' a', ' an':
+        token = mm.tokenizer(article, add_special_tokens=False).input_ids
+        x = mm.embed(soft_prompt, token)
+        first, second = mm.lm(inputs_embeds=x, logits_to_keep=2, use_cache=False).logits[0].float().log_softmax(-1)
+        scores.append(first[token[0]] + second[ids])
+    return [nouns[i] for i in torch.where(vowel, scores[1], scores[0]).topk(5).indices]
+
+def run_naming(args, mm):
+    "Per picture: the first noun said, and whether it names the thing; a part of a split is finished or not begun"
+    file, data = Path(args.out)/'naming.csv', {split: corpus(args.corpus, split) for split in ('train', *SPLITS)}
+    nouns = tuple(sorted({r['noun'] for d in data.values() for r in d.rows}))
+    known = {r['concept'] for r in data['train'].rows}
+    done = set(map(tuple, pd.read_csv(file)[['arm', 'split']].drop_duplicates().to_numpy())) if file.exists() else set()
+    def blind():
+        model = MultimodalLM.from_pretrained(args.model, projection=False, dtype=mm.lm.dtype)
+        init_projection(model)
+        return model
+    def shuffled(): return MultimodalLM.from_pretrained(args.model, projection=args.shuffled, dtype=mm.lm.dtype)
+    arms = dict(trained=(lambda: mm, SPLITS | (dict(outside=None) if args.outside else {})), random=(blind, dict(cifar_test=200, test=200)))
+    if args.shuffled: arms['shuffled'] = shuffled, dict(cifar_test=200, test=200)
+    for arm, (load, splits) in arms.items():
+        for split in [split for split in splits if (arm, split) not in done]:
+            pairs, model = [*outside(args.outside)] if split == 'outside' else [(data[split][i], data[split].rows[i]) for i in drawn(data[split], splits[split])], load()
+            rows = []
+            for i in tqdm(range(0, len(pairs), 16), desc=f'{arm} {split}'):
+                batch = pairs[i:i + 16]
+                for (ex, r), text in zip(batch, model.caption([ex.image for ex, _ in batch])):
+                    word, noun = first_noun(text) or '', ex.nouns[0]
+                    match = bool(word) and names_match(word, noun)
+                    rows.append(dict(arm=arm, split=split, style=r['style'], known=r['concept'] in known, noun=noun,
+                                     said=word if match or word in nouns else '', same=int(bool(word) and same_noun(word, noun)), match=int(match),
+                                     top5=int(any(names_match(n, noun) for n in five(mm, ex.image, nouns))) if arm == 'trained' and split != 'cifar_test' else ''))
+            append(pd.DataFrame(rows), file)
+
+def run_neurons(args, mm):
+    "Per held-out picture: of its 25 highest interpretable units and of random ones, how many fit a noun, and where they fire"
+    train, data, file = corpus(args.corpus, 'train'), corpus(args.corpus, 'test'), Path(args.out)/'neurons.csv'
+    pool, read, order = random_words(mm, 200).query('interpretable'), {}, drawn(data, args.n)
+    usual = position_mean(mm, [train[i].image for i in drawn(train, 48)])
+    about = {data.rows[k]['image_id']: (k, data.rows[k]['style'], data.rows[j]['noun']) for k, j in zip(order, np.roll(order, 1))}   # with another picture's noun
+    def measure(ex):
+        (k, style, other), a = about[ex.image_id], attribute(mm, ex.image, image_id=ex.image_id)
+        top = top_neurons(a, 400)
+        keys = list(zip(top.layer, top.unit, top.sign))
+        fresh = top[[key not in read for key in keys]]
+        for r in words(decode(mm, fresh)).itertuples() if len(fresh) else (): read[r.layer, r.unit, r.sign] = r
+        best = pd.DataFrame([read[key]._asdict() for key in keys if read[key].interpretable]).head(25)
+        arms = dict(top=best, random=matched(pool, best, seed=k))
+        row = dict(image_id=ex.image_id, style=style, noun=ex.nouns[0], target=a.target, prob=a.prob, **{f'n_{arm}': len(units) for arm, units in arms.items()})
+        acts = unit_activations(mm, ex.image)
+        truth = np.asarray(Image.fromarray(ex.masks[ex.nouns[0]]).resize((36, 36), Image.NEAREST))
+        for arm, units in arms.items():
+            row |= {f'{arm}_{name}': fits_of(units, noun).sum() for name, noun in dict(noun=ex.nouns[0], target=a.target, other=other).items()}
+            plain = patch_activations(acts, units)
+            for name, heat in dict(plain=plain, corrected=plain - patch_activations(usual, units)).items():
+                row[f'{arm}_{name}'] = np.nanmean(roc_auc(to_pixels(heat, mm.grid, truth.shape), truth))
+        hits = best[fits_of(best, ex.nouns[0])][['layer', 'unit', 'sign', 'words']]
+        if len(hits): append(hits.assign(image_id=ex.image_id, noun=ex.nouns[0]), file.with_stem('neurons-hits'))
+        return pd.DataFrame([row])
+    resumed(args, file.stem, measure, examples=(data[k] for k in order))
+
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('what', choices=[k[4:] for k in globals() if k.startswith('run_')])
@@ -176,8 +269,10 @@ if __name__ == '__main__':
     parser.add_argument('--work', default=ROOT/'data'/'measured', help='folder for what is large: decodings, lenses, single pictures')
     parser.add_argument('-n', type=int, default=50, help='pictures of each split of the corpus'); parser.add_argument('--split', nargs='*', default=['val'])
     parser.add_argument('--limit', type=int, default=-1, help='pictures of this run'); parser.add_argument('--projection', help='a projection file in place of the shipped one'); parser.add_argument('--top-layer', type=int, default=20, help='units a layer (where, lenses)')
+    parser.add_argument('--outside', help='folder with outside.csv (naming)'); parser.add_argument('--shuffled', help='a projection trained on shuffled captions (naming)')
+    parser.add_argument('--dtype', choices=['float32', 'bfloat16'], default='float32')
     parser.add_argument('--top', type=int, default=100); parser.add_argument('--random', type=int, default=200); parser.add_argument('--every', type=int, default=1)
     args = parser.parse_args()
     torch.manual_seed(0)
     Path(args.out).mkdir(parents=True, exist_ok=True)
-    globals()[f'run_{args.what}'](args, MultimodalLM.from_pretrained(args.model, projection=args.projection))
+    globals()[f'run_{args.what}'](args, MultimodalLM.from_pretrained(args.model, projection=args.projection, dtype=getattr(torch, args.dtype)))
