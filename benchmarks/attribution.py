@@ -26,7 +26,7 @@ def gptj(name, device, dtype):
     config = transformers.AutoConfig.for_model('gptj', **SHAPES[name])
     torch.manual_seed(0)
     with torch.device(device): lm = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-    spec = dict(timm_name='beit_base_patch16_224', image_size=(224, 224), kwargs=dict(embed_dim=24, depth=1, num_heads=2))
+    spec = dict(name='beit_base_patch16_224', image_size=(224, 224), kwargs=dict(embed_dim=24, depth=1, num_heads=2))
     return MultimodalLM(Encoder(type(ENCODERS['tiny-beit'])(**spec)), lm, tiny_model().tokenizer, ModelConfig('gptj', 'tiny-beit')).to(device)
 
 class Case:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from mmneurons.agreement import best_of, bert_scores, load_bert, minilm
 from mmneurons.attribution import attribute, top_neurons
 from mmneurons.data import Example, bootstrap, corpus, first_noun, gallery, open_image, same_noun
-from mmneurons.decoding import decode, decode_all, decode_prompt, matched, random_vectors, random_words, words
+from mmneurons.decoding import decode, decode_all, decode_prompt, matched, random_vectors, words
 from mmneurons.fidelity import fidelity, rank_correlations
 from mmneurons.lenses import jacobian_lens, load_lens, own_text, save_lens, tuned_lens
 from mmneurons.model import MultimodalLM, hook_neurons
@@ -238,16 +238,12 @@ def run_naming(args, mm):
 def run_neurons(args, mm):
     "Per held-out picture: of its 25 highest interpretable units and of random ones, how many fit a noun, and where they fire"
     train, data, file = corpus(args.corpus, 'train'), corpus(args.corpus, 'test'), Path(args.out)/'neurons.csv'
-    pool, read, order = random_words(mm, 200).query('interpretable'), {}, drawn(data, args.n)
+    pool, order = readable(args, mm).query('interpretable'), drawn(data, args.n)
     usual = position_mean(mm, [train[i].image for i in drawn(train, 48)])
     about = {data.rows[k]['image_id']: (k, data.rows[k]['style'], data.rows[j]['noun']) for k, j in zip(order, np.roll(order, 1))}   # with another picture's noun
     def measure(ex):
         (k, style, other), a = about[ex.image_id], attribute(mm, ex.image, image_id=ex.image_id)
-        top = top_neurons(a, 400)
-        keys = list(zip(top.layer, top.unit, top.sign))
-        fresh = top[[key not in read for key in keys]]
-        for r in words(decode(mm, fresh)).itertuples() if len(fresh) else (): read[r.layer, r.unit, r.sign] = r
-        best = pd.DataFrame([read[key]._asdict() for key in keys if read[key].interpretable]).head(25)
+        best = top_neurons(a, 400)[['layer', 'unit', 'sign']].merge(pool).head(25)
         arms = dict(top=best, random=matched(pool, best, seed=k))
         row = dict(image_id=ex.image_id, style=style, noun=ex.nouns[0], target=a.target, prob=a.prob, **{f'n_{arm}': len(units) for arm, units in arms.items()})
         acts = unit_activations(mm, ex.image)
