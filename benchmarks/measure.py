@@ -323,7 +323,7 @@ def run_steering(args, mm):
         top = top_neurons(donor, 100)
         blind = random_neurons(top, mm.n_units).assign(activation=top.sort_values('layer', kind='stable').activation.to_numpy())
         arms = {'1': top.head(1), '10': top.head(10), '100': top, '100 specific': top_neurons(donor, 100, specific=usual()), '100 random': blind}
-        table = pd.concat([steering_curve(mm, ex.image, host, donor, arms, s, how) for how, s in dict(clamp=(.5, 1, 2, 4), add=(.03, .1, .3, 1)).items()])
+        table = pd.concat([steering_curve(mm, ex.image, host, donor, arms, s, how) for how, s in dict(clamp=(.1, .3, 1, 3), add=(.01, .03, .1, .3)).items()])
         return table.drop(columns='caption').assign(noun=ex.nouns[0], new=noun)
     resumed(args, f'steering{"" if args.model == "pocket" else "-" + args.model}', measure, examples=(data[i] for i in drawn(data, args.n)))
 

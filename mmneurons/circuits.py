@@ -49,6 +49,7 @@ def _own(mm, neuron):
     "Where the neuron stands: layer, unit, position, sign"
     return int(neuron.layer), int(neuron.unit), mm.image_positions.start + int(neuron.patch), int(neuron.sign)
 
+# %% ../nbs/05b_circuits.ipynb #fa35e192
 def _ranked(kind, contributions, activations, k):
     "The `k` sources with the largest sums of contributions: {layer: (position, source)} → rows"
     rows = []
@@ -58,7 +59,7 @@ def _ranked(kind, contributions, activations, k):
             rows.append((kind, l, i, 1 if activations is None or activations[l][p, i] >= 0 else -1, p, c[:, i].sum().item()))
     return sorted(rows, key=lambda r: -abs(r[-1]))[:k]
 
-# %% ../nbs/05b_circuits.ipynb #fa35e192
+# %% ../nbs/05b_circuits.ipynb #f1abd670
 def feeders(
     mm:MultimodalLM, # the model
     soft_prompt, # (1, patch, d_model)
@@ -78,7 +79,7 @@ def feeders(
     rows = _ranked('neuron', of_neurons, {l: a[0, image] for l, a in acts.items()}, k) + _ranked('head', of_heads, None, k)
     return pd.DataFrame(rows, columns=['kind', 'layer', 'unit', 'sign', 'patch', 'score'])
 
-# %% ../nbs/05b_circuits.ipynb #1574bddb
+# %% ../nbs/05b_circuits.ipynb #0716d970
 @contextlib.contextmanager
 def hold_heads(
     mm, # a `MultimodalLM` or `NeuronLM`
@@ -92,7 +93,7 @@ def hold_heads(
         return h.masked_fill((mask[:, layer, None] & at)[..., None].to(h.device), 0)
     with hook_heads(mm, edit, mask.any(0).any(-1).nonzero()[:, 0].tolist()): yield
 
-# %% ../nbs/05b_circuits.ipynb #0716d970
+# %% ../nbs/05b_circuits.ipynb #9e6a55b6
 @torch.no_grad()
 def silenced(
     mm:MultimodalLM, # the model
@@ -113,7 +114,7 @@ def silenced(
              hook_neurons(mm, read, [layer], 'pre'): mm(x.expand(len(part), -1, -1))
     return ((values[0] - torch.cat(values[1:]))*sign/values[0].abs()).float().cpu()
 
-# %% ../nbs/05b_circuits.ipynb #bc33ea4e
+# %% ../nbs/05b_circuits.ipynb #0a57cb53
 def circuit(
     mm:MultimodalLM, # the model
     soft_prompt, # (1, patch, d_model)
@@ -132,7 +133,7 @@ def circuit(
     if not edges: raise ValueError('nothing comes before a neuron of the first layer')
     return pd.concat(edges, ignore_index=True)
 
-# %% ../nbs/05b_circuits.ipynb #7719a1c7
+# %% ../nbs/05b_circuits.ipynb #22d200f8
 def _places(nodes):
     "Where each (kind, layer, unit) stands, and the name of each row: a block's attention comes before its MLP"
     rows = sorted({(layer, kind) for kind, layer, _ in nodes})            # 'head' < 'neuron'
@@ -142,7 +143,7 @@ def _places(nodes):
         at |= {n: (i - (len(beside) - 1)/2 + .3*(y % 2), y) for i, n in enumerate(beside)}
     return at, [f'{layer} {"attention" if kind == "head" else "MLP"}' for layer, kind in rows]
 
-# %% ../nbs/05b_circuits.ipynb #22d200f8
+# %% ../nbs/05b_circuits.ipynb #63266754
 def draw_circuit(
     edges:pd.DataFrame, # from `circuit`
     labels:dict|None=None, # (layer, unit) → what stands under the neuron's name

@@ -73,7 +73,7 @@ def steering_curve(
     host, # `Attribution` of the host
     donor, # `Attribution` of the donor: its noun is to appear
     arms:dict, # name → neurons of the donor (layer, unit, activation)
-    strengths=(.5, 1, 2, 4), # as in `steer`; 0, nothing, is added
+    strengths=(.1, .3, 1, 3), # as in `steer`; 0, nothing, is added
     how:str='clamp', # as in `steer`
     positions:str='image', # as in `steer`
     batch:int=32, # settings at a time
