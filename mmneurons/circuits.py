@@ -140,7 +140,7 @@ def _places(nodes):
     at = {}
     for y, row in enumerate(rows):
         beside = sorted(n for n in nodes if (n[1], n[0]) == row)
-        at |= {n: (i - (len(beside) - 1)/2 + .3*(y % 2), y) for i, n in enumerate(beside)}
+        at |= {n: (i - (len(beside) - 1)/2 + .25*(y % 3 - 1), y) for i, n in enumerate(beside)}
     return at, [f'{layer} {"attention" if kind == "head" else "MLP"}' for layer, kind in rows]
 
 # %% ../nbs/05b_circuits.ipynb #63266754
