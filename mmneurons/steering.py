@@ -114,7 +114,7 @@ def plot_steering(
     table:pd.DataFrame, # image_id, arm, how, strength and `column`
     column:str='turned', # what is drawn
     label:str='captions turned, %', # of the vertical axis
-    colours=('#9bb8e0', '#5f8fd0', '#1f4e9c', '#d1762c', '#999999'), # one an arm
+    colours=('#9bb8e0', '#5f8fd0', '#1f4e9c', '#d1762c'), # one an arm; random ones are grey
 ):
     "A mean over pairs against the strength, one panel for each way of driving; a matplotlib figure"
     ways = list(table.how.drop_duplicates())
@@ -122,7 +122,9 @@ def plot_steering(
     for ax, how in zip(axes[0], ways):
         part = table[table.how == how]
         at = {s: i for i, s in enumerate(sorted(set(part.strength)))}
-        for (arm, group), colour in zip(part.groupby('arm', sort=False), colours):
+        rest = iter(colours)
+        for arm, group in part.groupby('arm', sort=False):
+            colour = '#999999' if 'random' in arm else next(rest)
             by = group.assign(value=100*pd.to_numeric(group[column])).dropna(subset='value').groupby('strength').value
             bands = by.agg(bootstrap)
             ax.plot([at[s] for s in by.groups], by.mean(), marker='o', ms=4, color=colour, label=arm)
