@@ -7,6 +7,8 @@
     python benchmarks/measure.py lenses --corpus data/corpus       which lens finds words that fit the picture
     python benchmarks/measure.py agreement --corpus data/corpus    neurons' words against captions and nouns
     python benchmarks/measure.py layers --corpus data/corpus       in which layers the top units are
+    python benchmarks/measure.py overlap --corpus data/corpus --split test -n 400    whether heatmaps cover the thing, beside controls
+    python benchmarks/measure.py selectivity --corpus data/corpus -n 200             whether a class's units prefer it, on CIFAR-10
 
 The tables go to nbs/data (--out); --model pocket-smollm2 measures the second pair of models.
 """
@@ -19,15 +21,17 @@ from PIL import Image
 from tqdm import tqdm
 
 from mmneurons.agreement import best_of, bert_scores, load_bert, minilm
-from mmneurons.attribution import attribute, top_neurons
+from mmneurons.attribution import attribute, choose_target, top_neurons
 from mmneurons.data import Example, bootstrap, corpus, first_noun, gallery, open_image, same_noun
 from mmneurons.decoding import decode, decode_all, decode_prompt, matched, random_vectors, random_words, words
 from mmneurons.fidelity import fidelity, rank_correlations
 from mmneurons.lenses import jacobian_lens, load_lens, own_text, save_lens, tuned_lens
-from mmneurons.model import MultimodalLM, hook_neurons
-from mmneurons.receptive_fields import patch_activations, position_mean, roc_auc, to_pixels, unit_activations
+from mmneurons.model import MultimodalLM, hook_neurons, random_neurons
+from mmneurons.overlap import control_maps, overlap, roc_auc
+from mmneurons.receptive_fields import patch_activations, position_mean, to_pixels, unit_activations
+from mmneurons.selectivity import class_means, class_units
 from mmneurons.train import init_projection
-from mmneurons.wordnet import names_match, related_words
+from mmneurons.wordnet import kind_of, names_match, related_words
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -235,19 +239,26 @@ def run_naming(args, mm):
                                      top5=int(any(names_match(n, noun) for n in five(mm, ex.image, nouns))) if arm == 'trained' and split != 'cifar_test' else ''))
             append(pd.DataFrame(rows), file)
 
+def reader(mm):
+    "`read(attribution)`: the 25 highest interpretable units among its top 400, with their words; each unit is decoded once"
+    known = {}
+    def read(a):
+        top = top_neurons(a, 400)
+        keys = list(zip(top.layer, top.unit, top.sign))
+        fresh = top[[key not in known for key in keys]]
+        for r in words(decode(mm, fresh)).itertuples() if len(fresh) else (): known[r.layer, r.unit, r.sign] = r
+        return pd.DataFrame([known[key]._asdict() for key in keys if known[key].interpretable], columns=['layer', 'unit', 'sign', 'interpretable', 'words']).head(25)
+    return read
+
 def run_neurons(args, mm):
     "Per held-out picture: of its 25 highest interpretable units and of random ones, how many fit a noun, and where they fire"
     train, data, file = corpus(args.corpus, 'train'), corpus(args.corpus, 'test'), Path(args.out)/'neurons.csv'
-    pool, read, order = random_words(mm, 200).query('interpretable'), {}, drawn(data, args.n)
+    pool, read, order = random_words(mm, 200).query('interpretable'), reader(mm), drawn(data, args.n)
     usual = position_mean(mm, [train[i].image for i in drawn(train, 48)])
     about = {data.rows[k]['image_id']: (k, data.rows[k]['style'], data.rows[j]['noun']) for k, j in zip(order, np.roll(order, 1))}   # with another picture's noun
     def measure(ex):
         (k, style, other), a = about[ex.image_id], attribute(mm, ex.image, image_id=ex.image_id)
-        top = top_neurons(a, 400)
-        keys = list(zip(top.layer, top.unit, top.sign))
-        fresh = top[[key not in read for key in keys]]
-        for r in words(decode(mm, fresh)).itertuples() if len(fresh) else (): read[r.layer, r.unit, r.sign] = r
-        best = pd.DataFrame([read[key]._asdict() for key in keys if read[key].interpretable]).head(25)
+        best = read(a)
         arms = dict(top=best, random=matched(pool, best, seed=k))
         row = dict(image_id=ex.image_id, style=style, noun=ex.nouns[0], target=a.target, prob=a.prob, **{f'n_{arm}': len(units) for arm, units in arms.items()})
         acts = unit_activations(mm, ex.image)
@@ -262,6 +273,57 @@ def run_neurons(args, mm):
         return pd.DataFrame([row])
     resumed(args, file.stem, measure, examples=(data[k] for k in order))
 
+KINDS = ('bird', 'insect', 'fish', 'reptile', 'dog', 'feline', 'ungulate', 'rodent', 'mammal', 'animal', 'fruit', 'vegetable', 'flower', 'tree',
+         'plant', 'food', 'weapon', 'footwear', 'clothing', 'furniture', 'ship', 'boat', 'aircraft', 'vehicle', 'building', 'structure',
+         'container', 'tool', 'device', 'instrumentality', 'artifact')    # fixed before anything was measured
+
+def run_overlap(args, mm):
+    "Fig. 5 on pictures of the corpus: do heatmaps of the top units cover the thing better than random ones', another picture's, and maps without neurons?"
+    train = corpus(args.corpus, 'train')
+    order = [ex for split in args.split for ex in ((lambda d: [d.rows[i] | dict(of=d) for i in drawn(d, args.n)])(corpus(args.corpus, split)))]
+    order = [r | dict(kind=kind_of(r['noun'], KINDS)) for r in order if kind_of(r['noun'], KINDS)]
+    at = {r['image_id']: i for i, r in enumerate(order)}
+    pool, read, some = random_words(mm, 200).query('interpretable'), reader(mm), [train[i].image for i in drawn(train, 48)]
+    def controls(image, text_ids=None):
+        if text_ids is None: text_ids = choose_target(mm, p := mm.soft_prompt([image]), mm.caption_ids(p)[0]).text_ids
+        return control_maps(mm, image, text_ids)
+    usual, maps = position_mean(mm, some), [controls(im) for im in tqdm(some, desc='controls')]
+    usual_maps = {name: sum(m[name] for m in maps)/len(maps) for name in maps[0]}
+    @cache
+    def found(i):
+        a = attribute(mm, order[i]['of'][order[i]['image_id']].image)
+        return a, read(a)
+    def measure(ex):
+        i = at[ex.image_id]
+        j = next(k % len(order) for k in range(i + 1, i + len(order)) if order[k % len(order)]['kind'] != order[i]['kind'])
+        (a, best), acts, rows = found(i), unit_activations(mm, ex.image), []
+        truth = np.asarray(Image.fromarray(ex.masks[ex.nouns[0]]).resize((72, 72), Image.NEAREST))
+        if not len(best) or truth.all() or not truth.any(): raise ValueError('no readable unit, or no mask to compare with')
+        plain = {arm: (patch_activations(acts, units), patch_activations(usual, units)) for arm, units in dict(top=best, random=matched(pool, best, i), elsewhere=found(j)[1]).items()}
+        plain |= {name: (m, usual_maps[name]) for name, m in controls(ex.image, a.text_ids).items()}
+        for arm, (here, mean) in plain.items():
+            for kind, grid in dict(plain=here, corrected=here - mean).items():
+                scale = grid.abs().amax(1, keepdim=True).clamp(1e-9)        # of units, lest one loud unit be the mean
+                for of, g in dict(unit=grid, **({} if len(grid) == 1 else dict(mean=(grid/scale).mean(0, keepdim=True)))).items():
+                    rows.append(dict(image_id=ex.image_id, kind=order[i]['kind'], area=truth.mean(), arm=arm, map=kind, of=of, n=len(g), **overlap(to_pixels(g, mm.grid, truth.shape), truth).mean()))
+        return pd.DataFrame(rows)
+    resumed(args, 'overlap', measure, examples=(r['of'][r['image_id']] for r in order))
+
+def run_selectivity(args, mm):
+    "Fig. S.2: of each class of CIFAR-10 the 20 units most often among the readable top 100 of training pictures; means on all test pictures"
+    train, test, table, key = corpus(args.corpus, 'train'), corpus(args.corpus, 'cifar_test'), readable(args, mm).query('interpretable'), ['layer', 'unit', 'sign']
+    classes = sorted({r['noun'] for r in test.rows})
+    own = {c: [i for i in drawn(train, len(train)) if train.rows[i]['noun'] == c and 'cifar' in train.rows[i]['source']][:args.n] for c in classes}
+    def measure(ex): return top_neurons(attribute(mm, ex.image, image_id=ex.image_id), 100, interpretable=table).assign(**{'class': ex.nouns[0]})[['image_id', 'class', *key]]
+    tops = resumed(args, f'selectivity-{args.model}-tops', measure, args.work, (train[i] for c in classes for i in own[c]))
+    units = class_units(tops, 20)
+    arms = {'top': units, 'random': pd.concat([random_neurons(part, mm.n_units, i).assign(**{'class': c}) for i, (c, part) in enumerate(units.groupby('class'))])}
+    both = pd.concat([part.assign(arm=arm) for arm, part in arms.items()], ignore_index=True)
+    seen = [test[i] for i in drawn(test, args.measured)]
+    means = class_means(mm, both, seen)
+    out = both[['arm', 'class', *key]].join(means).melt(['arm', 'class', *key], var_name='label', value_name='mean')
+    out.assign(chosen_on=tops.groupby('class').image_id.nunique().max(), measured_on=len(seen)).to_csv(Path(args.out)/f'selectivity-{args.model}.csv', index=False, float_format='%.4g')
+
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('what', choices=[k[4:] for k in globals() if k.startswith('run_')])
@@ -270,6 +332,7 @@ if __name__ == '__main__':
     parser.add_argument('-n', type=int, default=50, help='pictures of each split of the corpus'); parser.add_argument('--split', nargs='*', default=['val'])
     parser.add_argument('--limit', type=int, default=-1, help='pictures of this run'); parser.add_argument('--projection', help='a projection file in place of the shipped one'); parser.add_argument('--top-layer', type=int, default=20, help='units a layer (where, lenses)')
     parser.add_argument('--outside', help='folder with outside.csv (naming)'); parser.add_argument('--shuffled', help='a projection trained on shuffled captions (naming)')
+    parser.add_argument('--measured', type=int, default=1000, help='test pictures (selectivity)')
     parser.add_argument('--dtype', choices=['float32', 'bfloat16'], default='float32')
     parser.add_argument('--top', type=int, default=100); parser.add_argument('--random', type=int, default=200); parser.add_argument('--every', type=int, default=1)
     args = parser.parse_args()
