@@ -21,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mmneurons.agreement import best_of, bert_scores, load_bert, minilm
-from mmneurons.attribution import attribute, choose_target, top_neurons
+from mmneurons.attribution import attribute, token_at, top_neurons
 from mmneurons.data import Example, bootstrap, corpus, first_noun, gallery, open_image, same_noun
 from mmneurons.decoding import decode, decode_all, decode_prompt, matched, random_vectors, random_words, words
 from mmneurons.fidelity import fidelity, rank_correlations
@@ -283,11 +283,12 @@ def run_overlap(args, mm):
     order = [ex for split in args.split for ex in ((lambda d: [d.rows[i] | dict(of=d) for i in drawn(d, args.n)])(corpus(args.corpus, split)))]
     order = [r | dict(kind=kind_of(r['noun'], KINDS)) for r in order if kind_of(r['noun'], KINDS)]
     at = {r['image_id']: i for i, r in enumerate(order)}
-    pool, read, some = random_words(mm, 200).query('interpretable'), reader(mm), [train[i].image for i in drawn(train, 48)]
-    def controls(image, text_ids=None):
-        if text_ids is None: text_ids = choose_target(mm, p := mm.soft_prompt([image]), mm.caption_ids(p)[0]).text_ids
-        return control_maps(mm, image, text_ids)
-    usual, maps = position_mean(mm, some), [controls(im) for im in tqdm(some, desc='controls')]
+    pool, read, some = random_words(mm, 200).query('interpretable'), reader(mm), [train[i] for i in drawn(train, 48)]
+    def usual_controls(ex):
+        "At the word that the corpus's caption has"
+        ids = mm.tokenizer(f' {ex.captions[0]}', add_special_tokens=False).input_ids
+        return control_maps(mm, ex.image, ids[:token_at(mm, ids, ex.nouns[0]) or 0])
+    usual, maps = position_mean(mm, [ex.image for ex in some]), [usual_controls(ex) for ex in tqdm(some, desc='controls')]
     usual_maps = {name: sum(m[name] for m in maps)/len(maps) for name in maps[0]}
     @cache
     def found(i):
@@ -300,7 +301,7 @@ def run_overlap(args, mm):
         truth = np.asarray(Image.fromarray(ex.masks[ex.nouns[0]]).resize((72, 72), Image.NEAREST))
         if not len(best) or truth.all() or not truth.any(): raise ValueError('no readable unit, or no mask to compare with')
         plain = {arm: (patch_activations(acts, units), patch_activations(usual, units)) for arm, units in dict(top=best, random=matched(pool, best, i), elsewhere=found(j)[1]).items()}
-        plain |= {name: (m, usual_maps[name]) for name, m in controls(ex.image, a.text_ids).items()}
+        plain |= {name: (m, usual_maps[name]) for name, m in control_maps(mm, ex.image, a.text_ids).items()}
         for arm, (here, mean) in plain.items():
             for kind, grid in dict(plain=here, corrected=here - mean).items():
                 scale = grid.abs().amax(1, keepdim=True).clamp(1e-9)        # of units, lest one loud unit be the mean

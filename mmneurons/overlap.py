@@ -117,7 +117,7 @@ def by_category(
         if len(part) < least: continue
         lo, hi = bootstrap(part[measure])
         rows.append(dict(kind=kind, arm=arm, mean=part[measure].mean(), lo=lo, hi=hi, pictures=len(part)))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=['kind', 'arm', 'mean', 'lo', 'hi', 'pictures'])
 
 # %% ../nbs/04a_overlap.ipynb #7719a1c7
 def permutation_test(
