@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LOOK', 'LOOK_EXAMPLES', 'TRAIN', 'TRAIN_DATA', 'TRAIN_EXAMPLES', 'OUTPUT', 'STATUS', 'ENVIRONMENT', 'GENERAL',
-           'EXAMPLES', 'LIBRARY', 'say', 'ModelError', 'load', 'ours', 'page_path', 'gallery_habits', 'looks', 'shown',
-           'run_look', 'run_corpus', 'left_out', 'run_train', 'add_fields', 'counting', 'add_command', 'add_model',
-           'look_command', 'corpus_command', 'train_command', 'make_parser', 'main']
+           'EXAMPLES', 'LIBRARY', 'say', 'ModelError', 'load', 'ours', 'page_path', 'looks', 'shown', 'run_look',
+           'run_corpus', 'left_out', 'run_train', 'add_fields', 'counting', 'add_command', 'add_model', 'look_command',
+           'corpus_command', 'train_command', 'make_parser', 'main']
 
 # %% ../nbs/10_cli.ipynb #ac3478d6
 import argparse, io, json, os, shutil, signal, sys
@@ -65,15 +65,6 @@ def page_path(
     names = (f'{stem}{n}.html' for n in ['', *(f'-{i}' for i in range(2, len(taken) + 3))])
     return ours(next(folder/name for name in names if folder/name not in taken))
 
-# %% ../nbs/10_cli.ipynb #1574bddb
-def gallery_habits(
-    mm, # MultimodalLM
-): # (layer, unit, patch)
-    "Each unit's mean activation at each patch over the gallery"
-    from mmneurons.data import gallery
-    from mmneurons.receptive_fields import position_mean
-    return position_mean(mm, [example.image for example in gallery()])
-
 # %% ../nbs/10_cli.ipynb #0716d970
 def looks(
     args, # of `mmneurons look`
@@ -85,9 +76,9 @@ def looks(
         try:
             image = open_image(photo)
             page = None if args.no_html else page_path(photo, args.out, taken)
-            if mm is None: mm = load(args); habits = None if args.no_html else gallery_habits(mm)
+            if mm is None: mm = load(args)
             from mmneurons.report import html_page, look
-            seen = look(mm, image, args.target, args.k, args.raw, seed=args.seed, image_id=photo, habits=habits)
+            seen = look(mm, image, args.target, args.k, args.raw, seed=args.seed, image_id=photo, baseline='none' if args.no_html else 'position_mean')
             if page == Path(args.out or ''): together.append(seen)
             elif page: page.write_text(html_page([seen]), 'utf-8', 'replace')
             taken.add(page)
