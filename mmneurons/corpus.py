@@ -97,7 +97,7 @@ def _compose_cutout(c, out, photos, seed):
     return rows
 
 # %% ../nbs/00c_corpus.ipynb #0716d970
-def _compose_cifar(root, out, seed, n_train=300, n_test=100):
+def _compose_cifar(root, out, seed, n_train=600, n_test=100):
     "Write `n_train` and `n_test` photographs of each class, enlarged to `SIDE`; their manifest rows"
     rng, rows = random.Random(seed), []
     for split, names, answers, n in (('train', [f'data_batch_{b}' for b in range(1, 6)], 'train_lables', n_train),

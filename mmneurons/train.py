@@ -31,24 +31,24 @@ from .model import MultimodalLM, save_projection
 @dataclass(frozen=True)
 class TrainConfig:
     "How a projection is trained; the defaults are the pocket model's"
-    steps: int = 1800            # optimizer steps
+    steps: int = 1250            # optimizer steps
     batch_size: int = 16         # pictures a step
     lr: float = 2e-3             # peak learning rate of AdamW
     betas: tuple[float, float] = (.9, .95) # of AdamW
     weight_decay: float = .01    # of AdamW
     warmup: int = 30             # steps of linear warm-up
-    schedule: str = 'linear'     # after the warm-up: 'linear' or 'cosine' to zero, or 'constant'
+    schedule: str = 'cosine'     # after the warm-up: 'cosine' or 'linear' to zero, or 'constant'
     clip: float = 1.             # largest norm of the gradient
     accumulate: int = 1          # parts that each process works through one by one, where a batch does not fit in memory
     precision: str = 'auto'      # of the arithmetic: 'bf16', 'fp16', 'no' (the model's own), 'auto' (bf16 or fp16 on a GPU)
-    keep: float = .15            # share of the patches shown in a step
-    full: float = .4             # share of the steps, at the end, that show all patches
+    keep: float = .34            # share of the patches shown in a step
+    full: float = .2             # share of the steps, at the end, that show all patches
     prompt: str = 'A picture of' # text between picture and caption
     feature_dropout: float = 0.  # probability that a feature channel of a picture is hidden in a step, in all its patches
     dropout: float = 0.          # probability that a number of an image vector is hidden from the language model in a step
-    vocab: str = 'captions'      # the training loss chooses among 'full': every token, or 'captions': in three steps of four, the training captions' tokens
+    vocab: str = 'full'          # the training loss chooses among 'full': every token, or 'captions': in three steps of four, the training captions' tokens
     seed: int = 0                # of initial weights, data order and shown patches
-    val_every: int = 360         # steps between validations
+    val_every: int = 625         # steps between validations
     samples: int = 4             # held-out pictures that are captioned at each validation
     checkpoint_every: int = 25   # steps between checkpoints
 
@@ -62,7 +62,7 @@ class TrainConfig:
             if not low <= getattr(self, name) <= high: raise ValueError(f'{name}={getattr(self, name)}; it lies between 0 and {high:g}')
 
 # %% ../nbs/01_train_projection.ipynb #b1d57811
-LIMBER = TrainConfig(steps=15_000, batch_size=2048, lr=8e-4, weight_decay=0., warmup=100, schedule='linear', vocab='full',
+LIMBER = TrainConfig(steps=15_000, batch_size=2048, lr=8e-4, weight_decay=0., warmup=100, schedule='linear',
                      accumulate=8, dropout=.1, keep=1., prompt='')  # Merullo et al. 2022, section 3 and published configuration
 RECIPES = dict(pocket=TrainConfig(), limber=LIMBER)
 

@@ -12,7 +12,7 @@ from mmneurons.model import ENCODERS, Encoder, MultimodalLM, load_projection, ti
 from mmneurons.train import Features, TrainConfig, caption_loss, lr_at, processes, train_projection
 
 COLOURS = dict(red=(200, 60, 60), grass=(60, 160, 60), river=(60, 60, 200))
-CFG = TrainConfig(vocab='full', steps=4, batch_size=5, warmup=2, val_every=2, checkpoint_every=2)
+CFG = TrainConfig(steps=4, batch_size=5, warmup=2, val_every=2, checkpoint_every=2)
 ALL = replace(CFG, accumulate=2, feature_dropout=.2, dropout=.1, vocab='captions', precision='bf16', schedule='linear', samples=1)
 
 def pictures(folder, n=12):
