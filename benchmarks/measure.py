@@ -7,10 +7,13 @@
     python benchmarks/measure.py lenses --corpus data/corpus       which lens finds words that fit the picture
     python benchmarks/measure.py agreement --corpus data/corpus    neurons' words against captions and nouns
     python benchmarks/measure.py layers --corpus data/corpus       in which layers the top units are
+    python benchmarks/measure.py ablation --corpus data/corpus -n 200   what is left of a noun without its neurons, or others
+    python benchmarks/measure.py steering --corpus data/corpus -n 200   whether a picture can be made to be called something else
 
 The tables go to nbs/data (--out); --model pocket-smollm2 measures the second pair of models.
 """
 import argparse, csv
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -18,14 +21,16 @@ import numpy as np, pandas as pd, torch
 from PIL import Image
 from tqdm import tqdm
 
+from mmneurons.ablation import ablation_curve, against_original, mean_activations, paper_arms, paper_ks
 from mmneurons.agreement import best_of, bert_scores, load_bert, minilm
-from mmneurons.attribution import attribute, top_neurons
+from mmneurons.attribution import Target, attribute, top_neurons
 from mmneurons.data import Example, bootstrap, corpus, first_noun, gallery, open_image, same_noun
 from mmneurons.decoding import decode, decode_all, decode_prompt, matched, random_vectors, random_words, words
-from mmneurons.fidelity import fidelity, rank_correlations
+from mmneurons.fidelity import GUESSES, fidelity, rank_correlations
 from mmneurons.lenses import jacobian_lens, load_lens, own_text, save_lens, tuned_lens
-from mmneurons.model import MultimodalLM, hook_neurons
+from mmneurons.model import MultimodalLM, hook_neurons, random_neurons
 from mmneurons.receptive_fields import patch_activations, position_mean, roc_auc, to_pixels, unit_activations
+from mmneurons.steering import steering_curve
 from mmneurons.train import init_projection
 from mmneurons.wordnet import names_match, related_words
 
@@ -261,6 +266,66 @@ def run_neurons(args, mm):
         if len(hits): append(hits.assign(image_id=ex.image_id, noun=ex.nouns[0]), file.with_stem('neurons-hits'))
         return pd.DataFrame([row])
     resumed(args, file.stem, measure, examples=(data[k] for k in order))
+
+def named(text, nouns):
+    "A caption's first noun, if it is one of the corpus's: models say things that no table should repeat"
+    noun = (first_noun(text) or '').lower()
+    return noun if noun in nouns else ''
+
+def partner(data, k, same):
+    "Another picture's number: of the same noun, from another cut-out where there is one (None where there is no other picture); or of another concept"
+    rows, own = data.rows, data.rows[k]
+    def cutout(r): return r['image_id'].rpartition('-')[0]
+    if same: found = sorted((j for j, r in enumerate(rows) if r['noun'] == own['noun'] and j != k), key=lambda j: cutout(rows[j]) == cutout(own))
+    else: found = [j for j in np.random.default_rng(k).permutation(len(rows)) if not related_words([rows[j]['noun']], own['noun'])]
+    return int(found[0]) if found else None
+
+def run_ablation(args, mm):
+    "P(noun) and captions as neurons go: the paper's arms, other rankings, and the neurons of other pictures"
+    data, every, bert = corpus(args.corpus, args.split[0]), corpus(args.corpus), load_bert(minilm())
+    pool, k, nouns = readable(args, mm), paper_ks(mm)[-1], {r['noun'] for r in every.rows}
+    at = {data.rows[i]['image_id']: i for i in drawn(data, args.n)}
+    train = corpus(args.corpus, 'train')
+    usual = mean_activations(mm, (train[i].image for i in drawn(train, 100)))
+    def best(image): return top_neurons(attribute(mm, image), k)
+    def measure(ex):
+        a = attribute(mm, ex.image, image_id=ex.image_id)
+        target, i = Target(a.target, a.token_id, a.text_ids), at[ex.image_id]
+        arms = paper_arms(mm, top_neurons(a, k), top_neurons(a, k, interpretable=pool), k)
+        draws = arms['random']
+        arms['random'] = {0: draws.pop(0)}
+        more = dict(random=draws, activation=top_neurons(replace(a, scores=unit_activations(mm, ex.image).abs().amax(-1)), k))
+        more |= {name: top_neurons(attribute(mm, ex.image, target, caption=a.caption, **how), k) for name, how in GUESSES.items() if how}
+        more |= {f'of {name} noun': best(data[j].image) for name, j in {'the same': partner(data, i, True), 'another': partner(data, i, False)}.items() if j is not None}
+        curve = against_original(ablation_curve(mm, ex.image, a, arms), lambda new, old: bert_scores(bert, [text or '.' for text in new], old).round(3))        # an empty text has no score
+        curve['said'] = [named(text, nouns) for text in curve.caption]
+        top = arms['top'].assign(mean=usual[arms['top'].layer, arms['top'].unit])
+        rest = pd.concat([ablation_curve(mm, ex.image, a, more, caption=False)] +
+                         [ablation_curve(mm, ex.image, a, {f'{value} at the image': top}, value=value, positions='image', caption=False) for value in ('zero', 'mean')])
+        return pd.concat([curve, rest[rest.n_ablated > 0]]).assign(noun=ex.nouns[0])[['image_id', 'noun', 'arm', 'draw', 'n_ablated', 'p_target', 'said', 'score']]
+    resumed(args, f'ablation{"" if args.model == "pocket" else "-" + args.model}', measure, examples=(data[i] for i in at.values()))
+
+def run_steering(args, mm):
+    "Pairs of pictures that are named right: a donor's neurons driven in a host; outcomes only"
+    data, train = corpus(args.corpus, args.split[0]), corpus(args.corpus, 'train')
+    @cache
+    def usual(): return torch.stack([attribute(mm, train[i].image, train[i].nouns[0]).scores for i in tqdm(drawn(train, 48), desc='usual scores')]).mean(0)
+    def right(ex): return attribute(mm, ex.image, caption=named_right(mm, ex), image_id=ex.image_id)
+    def donor_for(ex, seed):
+        for i in np.random.default_rng(seed).permutation(len(data))[:40]:
+            if related_words([data.rows[i]['noun']], ex.nouns[0]): continue
+            try: return right(data[i]), data.rows[i]['noun']
+            except ValueError: pass
+        raise ValueError('no donor is named right')
+    def measure(ex):
+        host = right(ex)
+        donor, noun = donor_for(ex, next(i for i, r in enumerate(data.rows) if r['image_id'] == ex.image_id))
+        top = top_neurons(donor, 100)
+        blind = random_neurons(top, mm.n_units).assign(activation=top.sort_values('layer', kind='stable').activation.to_numpy())
+        arms = {'1': top.head(1), '10': top.head(10), '100': top, '100 specific': top_neurons(donor, 100, specific=usual()), '100 random': blind}
+        table = pd.concat([steering_curve(mm, ex.image, host, donor, arms, s, how) for how, s in dict(clamp=(.1, .3, 1, 3), add=(.01, .03, .1, .3)).items()])
+        return table.drop(columns='caption').assign(noun=ex.nouns[0], new=noun)
+    resumed(args, f'steering{"" if args.model == "pocket" else "-" + args.model}', measure, examples=(data[i] for i in drawn(data, args.n)))
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

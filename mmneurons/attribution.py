@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from .data import content_words, first_noun
-from .model import MultimodalLM, hook_neurons, norm_gain, output_vectors
+from .model import MultimodalLM, hold_neurons, hook_neurons, norm_gain, output_vectors
 
 # %% ../nbs/02_attribution.ipynb #f1abd670
 def token_at(
@@ -383,12 +383,9 @@ def ablation_effects(
     layers, units = (torch.tensor(neurons[c].to_numpy()) for c in ('layer', 'unit'))
     intact, effects = logit(1), torch.empty(len(neurons))
     for part in layers.argsort(stable=True).split(chunk):
-        def edit(layer, a):
-            a, rows = a.clone(), (layers[part] == layer).nonzero()[:, 0]
-            a[rows[:, None], torch.arange(p.start, p.stop), units[part[rows], None]] = 0
-            return a
-        own = layers[part].unique().tolist()
-        with widened(mm, own[0], len(part)), hook_neurons(mm, edit, layers=own): effects[part] = (intact - logit(len(part))).float().cpu()
+        mask, rows = torch.zeros(len(part), mm.n_layers, mm.n_units, dtype=torch.bool), torch.arange(len(part))
+        mask[rows, layers[part], units[part]] = True
+        with widened(mm, layers[part[0]], len(part)), hold_neurons(mm, mask, positions=p): effects[part] = (intact - logit(len(part))).float().cpu()
     return effects
 
 # %% ../nbs/02_attribution.ipynb #5a5b0f9b

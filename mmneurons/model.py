@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MultimodalLM', 'ends_of', 'usable_device', 'tiny_model', 'FAMILIES', 'Family', 'NeuronLM', 'check_family',
-           'family_of', 'hook_neurons', 'norm_gain', 'output_vectors', 'random_neurons', 'readout', 'tiny_lm',
-           'ENCODERS', 'Encoder', 'EncoderSpec', 'check_encoder', 'encoder_spec', 'PRESETS', 'ModelConfig',
+           'family_of', 'hold_neurons', 'hook_neurons', 'norm_gain', 'output_vectors', 'random_neurons', 'readout',
+           'tiny_lm', 'ENCODERS', 'Encoder', 'EncoderSpec', 'check_encoder', 'encoder_spec', 'PRESETS', 'ModelConfig',
            'load_projection', 'save_projection', 'tiny_vlm']
 
 # %% ../nbs/00_model.ipynb #ac3478d6
@@ -23,16 +23,16 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from .families import (FAMILIES, Family, NeuronLM, check_family, family_of, hook_neurons, norm_gain, output_vectors,
-                                random_neurons, readout, tiny_lm)
+from .families import (FAMILIES, Family, NeuronLM, check_family, family_of, hold_neurons, hook_neurons, norm_gain,
+                                output_vectors, random_neurons, readout, tiny_lm)
 from .encoders import ENCODERS, Encoder, EncoderSpec, check_encoder, encoder_spec
 from .pairs import (PRESETS, ModelConfig, check_projection, find_pair, load_lm, load_projection, plan, read_projection,
                              require_memory, save_projection, write_pair)
 from .vlm import VlmEye, VlmReader, tiny_vlm
 
 # %% ../nbs/00_model.ipynb #902ba3cd
-_all_ = ['FAMILIES', 'Family', 'NeuronLM', 'check_family', 'family_of', 'hook_neurons', 'norm_gain', 'output_vectors',
-         'random_neurons', 'readout', 'tiny_lm', 'ENCODERS', 'Encoder', 'EncoderSpec', 'check_encoder', 'encoder_spec',
+_all_ = ['FAMILIES', 'Family', 'NeuronLM', 'check_family', 'family_of', 'hold_neurons', 'hook_neurons', 'norm_gain',
+         'output_vectors', 'random_neurons', 'readout', 'tiny_lm', 'ENCODERS', 'Encoder', 'EncoderSpec', 'check_encoder', 'encoder_spec',
          'PRESETS', 'ModelConfig', 'load_projection', 'save_projection', 'tiny_vlm']
 
 # %% ../nbs/00_model.ipynb #0ade7c2c

@@ -55,10 +55,11 @@ def switched_off(
     neurons:pd.DataFrame, # the highest ones, best first
     n:int=50, # how many of them to ablate
     seed:int=0, # of the random units
-) -> pd.DataFrame: # columns: image_id, arm, n_ablated, p_target, caption
+) -> pd.DataFrame: # columns: image_id, arm, draw, n_ablated, p_target, caption
     "The word's probability and the caption: as it is, without the top `n` neurons, without `n` random ones"
-    intact = dict(image_id=attribution.image_id, arm='nothing', n_ablated=0, p_target=attribution.prob, caption=attribution.caption)
-    arms = dict(top=neurons, random=random_neurons(neurons.head(n), mm.n_units, seed))
+    intact = dict(image_id=attribution.image_id, arm='nothing', draw=0, n_ablated=0, p_target=attribution.prob, caption=attribution.caption)
+    arms = dict(top=neurons, random={seed: random_neurons(neurons.head(n), mm.n_units, seed)})
+    n = min(n, len(neurons), len(arms['random'][seed]))
     return pd.concat([pd.DataFrame([intact]), ablation_curve(mm, image, attribution, arms, (n,))], ignore_index=True)
 
 # %% ../nbs/09_report.ipynb #91032ad7

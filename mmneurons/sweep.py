@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['SCHEMAS', 'TASKS', 'as_parquet', 'read_table', 'model_fingerprint', 'data_fingerprint', 'SweepConfig', 'Sweep',
-           'in_halves', 'thumbnail', 'as_table', 'chosen_half', 'squashed', 'receptive_fields', 'sweep']
+           'out_of_memory', 'in_halves', 'thumbnail', 'as_table', 'chosen_half', 'squashed', 'receptive_fields',
+           'sweep']
 
 # %% ../nbs/06_sweep.ipynb #1b645389
-import io, json, os, platform, sys, time, zlib
+import io, json, platform, time, zlib
 from collections import Counter
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from hashlib import sha256
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq, torch
@@ -21,11 +21,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from . import __version__
-from .ablation import ablation_curve
+from .ablation import ablation_curve, against_original, paper_ks, random_ranking
 from .attribution import attribute, top_neurons
 from .data import first_noun
 from .decoding import decode, decode_prompt, matched, random_vectors, words
-from .model import MultimodalLM, random_neurons
+from .model import MultimodalLM
 from .receptive_fields import iou, patch_activations, position_mean, to_pixels, unit_activations
 from .train import processes, write_atomic
 from .wordnet import related_words
@@ -98,7 +98,7 @@ class SweepConfig:
     "What a run measures"
     tasks: tuple = TASKS[:4] # some of `TASKS`; attribute is always among them
     k: int = 100             # neurons a picture
-    counts: tuple = (0, 50, 100, 200, 400, 800, 1600, 3200, 6400) # how many neurons are ablated
+    counts: tuple = ()       # how many neurons are ablated; none given: the paper's, as shares of this model's neurons
     draws: int = 1           # random sets of neurons that are ablated for comparison
     block: int = 16          # pictures a file
     habits: int = 64         # first pictures of the data set over which a unit's usual activation at each patch is taken
@@ -106,13 +106,14 @@ class SweepConfig:
     pool: int = 64           # random units of each layer that are decoded too, to compare with; 0: every unit of the model
     seed: int = 0            # of all random neurons
     bert: str = ''           # encoder for BERTScore: a name on the hub, or a folder
+    thumbnail: int = 128     # pixels of the longer side of the small copies that figures are made of; 0: none
     clip: str = ''           # architecture of open_clip for CLIPScore, with its weights: ViT-B-32,openai
 
     def __post_init__(self):
         unknown = [t for t in self.tasks if t not in TASKS]
         if unknown or 'attribute' not in self.tasks: raise ValueError(f'tasks are attribute and any of {", ".join(TASKS[1:])}, not {",".join(self.tasks)}')
         if {'masks', 'ablate', 'scores'} & {*self.tasks} and 'decode' not in self.tasks: raise ValueError('masks, ablate and scores compare interpretable neurons: add the task decode')
-        if min(self.k, self.block, self.draws, *self.counts[1:]) < 1: raise ValueError('k, block, draws and the counts after the first are 1 or more')
+        if min(self.k, self.block, self.draws, *self.counts[1:]) < 1 or self.counts[:1] not in ((), (0,)): raise ValueError('k, block and draws are 1 or more; the counts begin with 0')
 
 # %% ../nbs/06_sweep.ipynb #12c6fc06
 class Sweep:
@@ -126,7 +127,7 @@ class Sweep:
         about:dict|None=None, # anything else that run.json should say, such as the name of the model
     ):
         self.mm, self.data, self.folder, self.config, self.batch = mm, data, Path(folder), config, batch
-        self.team, self.unwritten = processes(mm.device), 0
+        self.team, self.unwritten, self.sets = processes(mm.device), 0, 32             # sets of neurons that are ablated at a time
         self.blocks = -(-len(data)//config.block)
         twice = [i for i, n in Counter(data.image_ids).items() if n > 1]
         if not len(data): raise ValueError('there is no picture in this data set')
@@ -164,10 +165,16 @@ def begin(self:Sweep,
     for left in self.folder.glob('*/.*.parquet.*'): left.unlink()                     # of a process that was killed
     if not file.exists():
         mm, device = self.mm, torch.cuda.get_device_name(self.mm.device) if self.mm.device.type == 'cuda' else platform.processor() or platform.machine()
-        write_atomic(file, json.dumps(identity | dict(grid=mm.grid, n_layers=mm.n_layers, n_units=mm.n_units, lm=mm.config.lm, encoder=mm.config.encoder, dtype=str(mm.lm.dtype)[6:],
+        write_atomic(file, json.dumps(identity | dict(grid=mm.grid, n_layers=mm.n_layers, n_units=mm.n_units, lm=mm.config.lm, encoder=mm.config.encoder, counts=self.config.counts or paper_ks(mm), dtype=str(mm.lm.dtype)[6:],
             signs=[1] if mm.family.up else [1, -1], device=device, torch=torch.__version__) | about, indent=1))
 
 # %% ../nbs/06_sweep.ipynb #f6e1126c
+def out_of_memory(
+    e:Exception, # any
+) -> bool:
+    "Whether less at a time might do"
+    return isinstance(e, MemoryError) or should_reduce_batch_size(e)
+
 def in_halves(
     items:list, # to be done
     do, # `do(items)` → a list of as many results
@@ -180,7 +187,7 @@ def in_halves(
         try: yield part, do(part)
         except Exception as e: error = e.with_traceback(None)                        # its frames would hold the memory
         if error is None: continue
-        full = isinstance(error, MemoryError) or should_reduce_batch_size(error)
+        full = out_of_memory(error)
         if full: clear_device_cache(garbage_collection=True)
         if len(part) == 1: failed(part, error, True); continue
         if full: failed(part, f'{len(part)} at a time were too many for the memory', False)
@@ -313,7 +320,7 @@ def attribute_block(self:Sweep,
     images, neurons = [], []
     for i, ex, a in self.attributed(self.opened(block, failed), failed):
         images.append(dict(image_id=ex.image_id, index=i, noun=next(iter(ex.nouns), a.target), captions='\n'.join(ex.captions), caption=a.caption, target=a.target,
-                           token=a.token, token_id=a.token_id, p_target=a.prob, notes='\n'.join(a.notes), thumbnail=thumbnail(ex.image)))
+                           token=a.token, token_id=a.token_id, p_target=a.prob, notes='\n'.join(a.notes), thumbnail=thumbnail(ex.image, self.config.thumbnail) if self.config.thumbnail else b''))
         neurons.append(top_neurons(a, self.config.k))
     return dict(images=as_table('images', images), neurons=as_table('neurons', neurons))
 
@@ -457,16 +464,19 @@ def curve_of(self:Sweep,
     ex, # Example
     a, # its Attribution
     seed:int, # of the random neurons
+    failed, # `failed(names of pictures, reason, lost)`
 ) -> pd.DataFrame: # rows of the table `curve`
     "What is left of a word as its neurons are switched off"
-    most, rows = max(self.config.counts), []
-    top = top_neurons(a, most)
-    arms = [('top', 0, top), ('interpretable', 0, top_neurons(a, most, interpretable=self.readable()))]
-    arms += [('random', d, random_neurons(top, self.mm.n_units, seed + d)) for d in range(self.config.draws)]
-    for arm, draw, neurons in arms:
-        counts = [n for n in self.config.counts if n <= len(neurons)]
-        rows.append(ablation_curve(self.mm, ex.image, a, {arm: neurons}, counts).assign(draw=draw))
-    return pd.concat(rows, ignore_index=True)
+    counts = self.config.counts or paper_ks(self.mm)
+    top = top_neurons(a, max(counts))
+    arms = dict(top=top, interpretable=top_neurons(a, max(counts), interpretable=self.readable()),
+                random={d: random_ranking(top, self.mm.n_units, seed + d) for d in range(self.config.draws)})
+    while True:
+        try: return ablation_curve(self.mm, ex.image, a, arms, counts, batch=self.sets)
+        except Exception as e:
+            if self.sets == 1 or not out_of_memory(e): raise
+        failed([ex.image_id], f'{self.sets} sets of neurons at a time were too many for the memory', False)
+        self.sets //= 2
 
 @patch
 def ablate_block(self:Sweep,
@@ -476,7 +486,7 @@ def ablate_block(self:Sweep,
     "The curves of each picture"
     found = self.attributed(self.opened(block, failed, {*self.read('images', block).image_id}), failed)
     def named(part, reason, lost): failed([part[0][1].image_id], reason, lost)
-    def do(part): return [self.curve_of(*part[0][1:], self.config.seed + part[0][0]*self.config.draws)]
+    def do(part): return [self.curve_of(*part[0][1:], self.config.seed + part[0][0]*self.config.draws, failed)]
     curves = [rows for _, (rows,) in in_halves([*found], do, named, 1)]
     return dict(curve=self.with_bert(as_table('curve', curves)))
 
@@ -496,8 +506,7 @@ def with_bert(self:Sweep,
     "The curve with the agreement between each caption and the intact model's"
     if self.bert() is None or not len(curve): return curve.assign(bert=np.nan)
     from mmneurons.agreement import bert_scores
-    intact = curve[curve.n_ablated == 0].drop_duplicates('image_id').set_index('image_id').caption
-    return curve.assign(bert=bert_scores(self.bert(), curve.caption.tolist(), curve.image_id.map(intact).tolist()))
+    return against_original(curve, lambda new, old: bert_scores(self.bert(), new, old)).rename(columns=dict(score='bert'))
 
 # %% ../nbs/06_sweep.ipynb #8effee40
 @patch
