@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCHEMAS', 'TASKS', 'as_parquet', 'read_table', 'model_fingerprint', 'data_fingerprint', 'SweepConfig', 'Sweep',
            'out_of_memory', 'in_halves', 'thumbnail', 'as_table', 'chosen_half', 'squashed', 'receptive_fields',
-           'sweep']
+           'sweep', 'cost']
 
 # %% ../nbs/06_sweep.ipynb #1b645389
 import io, json, platform, time, zlib
@@ -66,8 +66,8 @@ def read_table(
     "One table of a run, whole or as far as it has come"
     if name not in SCHEMAS: raise ValueError(f'{name!r} is no table; there are {", ".join(SCHEMAS)}')
     if not (Path(run)/'run.json').is_file(): raise FileNotFoundError(f'{run}: there is no run here; make one with: mmneurons sweep --out {run}')
-    parts = [pq.read_table(file, columns=columns) for file in sorted((Path(run)/name).glob('[!.]*.parquet'))]
-    return pa.concat_tables(parts or [SCHEMAS[name].empty_table()]).to_pandas()
+    parts = [pq.read_table(file, columns=columns, use_threads=False) for file in sorted((Path(run)/name).glob('[!.]*.parquet'))]
+    return pa.concat_tables(parts or [SCHEMAS[name].empty_table()]).to_pandas(use_threads=False)
 
 # %% ../nbs/06_sweep.ipynb #1574bddb
 def model_fingerprint(
@@ -144,7 +144,7 @@ class Sweep:
 
     def read(self, table, part): # as in `file`
         "A part of a table"
-        return pq.read_table(self.file(table, part)).to_pandas()
+        return pq.read_table(self.file(table, part), use_threads=False).to_pandas()
 
 # %% ../nbs/06_sweep.ipynb #d435a6cd
 @patch
@@ -218,19 +218,19 @@ def write(self:Sweep,
 def run(self:Sweep,
     task:str, # one of `TASKS`
     work, # `work(block, failed)` → {table: rows}
-    blocks:int|None=None, # how many there are; default: those of the pictures
+    total:int|None=None, # how many of what is counted; default: the pictures
     unit:str='image', # what is counted
-    size:int|None=None, # how many a block has
-):
+    size:int|None=None, # how many of it a block has
+) -> bool:
     "Do a task on every block that is not done and belongs to this process; whether the whole task is done then"
-    blocks, size, n = self.blocks if blocks is None else blocks, size or self.config.block, len(self.data)
-    todo = [b for b in range(blocks) if not self.done(task, b)]
+    total, size = len(self.data) if total is None else total, size or self.config.block
+    blocks = {b: min(size, total - b*size) for b in range(-(-total//size))}
+    todo = [b for b in blocks if not self.done(task, b)]
     self.team.wait_for_everyone()
     mine = todo[self.team.process_index::self.team.num_processes]
-    sizes = [min(size, n - b*size) if unit == 'image' else size for b in mine]
-    bar = tqdm(desc=task, total=sum(sizes), unit=unit, smoothing=.1, disable=not (mine and self.team.is_main_process))
+    bar = tqdm(desc=task, total=sum(blocks[b] for b in mine), unit=unit, smoothing=.1, disable=not (mine and self.team.is_main_process))
     lost = 0
-    for block, n in zip(mine, sizes):
+    for block in mine:
         failures, began = [], time.time()
         def failed(names, error, lost=True):
             reason = ' '.join(str(error).split())[:500] or type(error).__name__
@@ -238,11 +238,11 @@ def run(self:Sweep,
         self.write(task, block, work(block, failed), failures)
         lost += sum(f['lost'] for f in failures)
         if lost: bar.set_postfix(lost=lost)
-        self.log(task, block, n, time.time() - began)
-        bar.update(n)
+        self.log(task, block, blocks[block], time.time() - began)
+        bar.update(blocks[block])
     bar.close()
     self.team.wait_for_everyone()
-    return all(self.done(task, b) for b in range(blocks))
+    return all(self.done(task, b) for b in blocks)
 
 # %% ../nbs/06_sweep.ipynb #b6692ea5
 @patch
@@ -353,7 +353,7 @@ def decode_all(self:Sweep,
         units = pd.DataFrame(todo[block*size:(block + 1)*size]*[1, 1, 2] - [0, 0, 1], columns=[*_KEY])
         read = decode(self.mm, units).sort_values([*_KEY, 'rank'])
         return dict(decoding=read.assign(drawn=drawn[read.layer, read.unit, (read.sign > 0).astype(int)]))
-    return self.run('decode', work, -(-len(todo)//size), 'neuron', size)
+    return self.run('decode', work, len(todo), 'neuron', size)
 
 # %% ../nbs/06_sweep.ipynb #98fbc42f
 @patch
@@ -392,7 +392,7 @@ def watch(self:Sweep,
     found = np.zeros((len(index), self.mm.n_layers, self.mm.n_units, 2), np.int32)
     for b in range(self.blocks):
         n = self.read('neurons', b).merge(self.read('images', b)[['image_id', 'noun']], on='image_id').merge(self.readable(), on=[*_KEY])
-        n = n[n.noun.isin(index) & n.image_id.map(chosen_half)]
+        n = n[n.noun.isin(index) & np.array([chosen_half(i) for i in n.image_id], bool)]
         np.add.at(found, (n.noun.map(index).astype(int), n.layer, n.unit, (n.sign > 0).astype(int)), 1)
     rows = []
     for noun, i in index.items():
@@ -576,3 +576,20 @@ def sweep(
         if task in config.tasks and not work[task]():
             raise OSError(f'{folder}: some of the task {task} could not be written (see the table failures); make room and give the same command again: it goes on from here')
     return read_table(folder, 'failures')
+
+# %% ../nbs/06_sweep.ipynb #6c1e671f
+def cost(
+    run, # folder of a run over some dozens of pictures, on the device that is meant
+    pictures:int, # how many the larger one has
+    devices:int=1, # that share them
+) -> pd.DataFrame: # task, seconds (a picture), hours, gigabytes
+    "What a larger run of the same kind will take, from what this one took"
+    log = pd.concat([pd.read_csv(file) for file in sorted(Path(run).glob('log-*.csv'))])
+    n, rows = len(read_table(run, 'images', ['image_id'])), []
+    tables = dict(attribute=('images', 'neurons'), decode=('decoding',), masks=('overlaps', 'maps', 'activations'), ablate=('curve',), scores=('scores',))
+    for task, part in log.groupby('task', sort=False):
+        later = part[part.block > 0] if len(part) > 1 else part
+        size = sum(f.stat().st_size for t in tables[task] for f in (Path(run)/t).glob('*.parquet'))
+        seconds, times = (later.seconds.sum()/later.n.sum(), pictures) if task != 'decode' else (part.seconds.sum(), 1)
+        rows.append(dict(task=task, seconds=seconds, hours=seconds*times/3600/devices, gigabytes=size/1e9*(pictures/n if task != 'decode' else 1)))
+    return pd.DataFrame(rows)

@@ -1,5 +1,5 @@
 "Sweeps as they really go: killed at random, on a full disk, with pictures that vanish, on two processes."
-import itertools, json, os, random, resource, signal, subprocess, sys, time, multiprocessing
+import json, os, random, resource, subprocess, sys, time, multiprocessing
 from pathlib import Path
 import numpy as np, pandas as pd, psutil, pytest, torch
 from conftest import PRELOAD, ROOT
@@ -64,7 +64,7 @@ def test_what_goes_wrong_with_a_picture_is_listed_and_the_rest_goes_on(tmp_path)
     data.rows[1]['file'] = tmp_path/'vanished.png'
     torn = data.rows[2]['file'].read_bytes()
     data.rows[2]['file'].write_bytes(torn[:500])
-    data.rows[3]['captions'] = ('x'*10**7, 'the red on a')                    # no reason to fail
+    data.rows[3]['captions'] = ('the red ' + 'x'*10**7, 'the red on a')                    # no reason to fail
     failures = sweep(tiny_model(seed=5), data, tmp_path/'run', CFG)
     assert failures.image_id.tolist() == ['p1', 'p2'] and failures.lost.all() and {*failures.task} == {'attribute'}
     assert 'vanished.png: there is no such file' in failures.reason[0] and 'cannot be read' in failures.reason[1]
@@ -80,7 +80,7 @@ def test_a_picture_that_vanishes_between_two_tasks_is_lost_for_the_second_only(t
         return load(row)
     data.load = once
     failures = sweep(tiny_model(seed=5), data, kept, CFG)
-    assert {*failures.image_id} == {'p4'} and failures.task.tolist() == ['masks', 'ablate', 'scores']
+    assert {*failures.image_id} == {'p4'} and {*failures.task} == {'masks', 'ablate', 'scores'}
     assert 'p4' in set(read_table(kept, 'neurons').image_id) and 'p4' not in set(read_table(kept, 'curve').image_id)
 
 def test_a_caption_without_a_noun_is_listed(tmp_path):
@@ -93,7 +93,7 @@ def test_a_caption_without_a_noun_is_listed(tmp_path):
 def large_model():
     "Layers so wide that a batch of eight takes hundreds of megabytes"
     mm = tiny_model(seed=5)
-    return MultimodalLM(mm.encoder, tiny_lm('gptj', 21, 5, n_inner=2**16), mm.tokenizer, mm.config)
+    return MultimodalLM(mm.encoder, tiny_lm('gptj', 21, 5, n_inner=2**15), mm.tokenizer, mm.config)
 
 def with_little_memory(home, folder, extra):
     mm, data = large_model(), masked(home/'pictures', 8)
@@ -105,7 +105,7 @@ def with_little_memory(home, folder, extra):
     assert not failures.lost.any() and len(failures), failures
 
 def test_a_batch_too_large_for_the_memory_is_halved(tmp_path):
-    assert fresh(with_little_memory, tmp_path, tmp_path/'little', 2**28) == 0
+    assert fresh(with_little_memory, tmp_path, tmp_path/'little', 3*2**26) == 0
     failures = read_table(tmp_path/'little', 'failures')
     assert failures.reason.str.contains('at a time were too many for the memory').all() and not failures.lost.any()
     sweep(large_model(), masked(tmp_path/'pictures', 8), tmp_path/'much', SweepConfig(tasks=('attribute',), k=8, block=8))
