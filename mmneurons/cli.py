@@ -465,7 +465,7 @@ def sweep_command(
     p.add_argument('--counts', type=whole_numbers, metavar='LIST', help='how many neurons are switched off (default: 0,50,100,...,6400)')
     p.add_argument('--draws', type=counting, metavar='N', help='random sets of neurons to compare with (default: 1)')
     p.add_argument('--pool', type=int, metavar='N', help='random neurons a layer that are decoded too; 0: all of the model (default: 64)')
-    p.add_argument('--bert', metavar='NAME', help='encoder for BERTScore, on the hub or a folder (default: none)')
+    p.add_argument('--bert', metavar='NAME', help='encoder for BERTScore, on the hub, a folder, or minilm (default: none)')
     p.add_argument('--clip', metavar='NAME', help='model for CLIPScore with its weights, such as ViT-B-32,openai (default: none)')
     p.add_argument('--block', type=counting, metavar='N', help='pictures a file (default: 16)')
     p.add_argument('--batch', type=counting, default=8, metavar='N', help='pictures at a time, halved where memory ends (default: 8)')

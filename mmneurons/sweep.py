@@ -105,7 +105,7 @@ class SweepConfig:
     watch: int = 20          # units that are watched for each of the ten most frequent nouns
     pool: int = 64           # random units of each layer that are decoded too, to compare with; 0: every unit of the model
     seed: int = 0            # of all random neurons
-    bert: str = ''           # encoder for BERTScore: a name on the hub, or a folder
+    bert: str = ''           # encoder for BERTScore: a name on the hub, a folder, or minilm
     thumbnail: int = 128     # pixels of the longer side of the small copies that figures are made of; 0: none
     clip: str = ''           # architecture of open_clip for CLIPScore, with its weights: ViT-B-32,openai
 
@@ -495,8 +495,8 @@ def ablate_block(self:Sweep,
 def bert(self:Sweep): # a BERTScore scorer; None where no encoder was named
     "What scores texts against captions"
     if not hasattr(self, '_bert'):
-        from mmneurons.agreement import load_bert
-        self._bert = load_bert(self.config.bert) if self.config.bert else None
+        from mmneurons.agreement import load_bert, minilm
+        self._bert = load_bert(minilm() if self.config.bert == 'minilm' else self.config.bert) if self.config.bert else None
     return self._bert
 
 @patch
