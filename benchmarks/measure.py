@@ -9,6 +9,8 @@
     python benchmarks/measure.py layers --corpus data/corpus       in which layers the top units are
     python benchmarks/measure.py ablation --corpus data/corpus -n 200   what is left of a noun without its neurons, or others
     python benchmarks/measure.py steering --corpus data/corpus -n 200   whether a picture can be made to be called something else
+    python benchmarks/measure.py overlap --corpus data/corpus --split test -n 400    whether heatmaps cover the thing, beside controls
+    python benchmarks/measure.py selectivity --corpus data/corpus -n 200             whether a class's units prefer it, on CIFAR-10
 
 The tables go to nbs/data (--out); --model pocket-smollm2 measures the second pair of models.
 """
@@ -23,16 +25,18 @@ from tqdm import tqdm
 
 from mmneurons.ablation import ablation_curve, against_original, mean_activations, paper_arms, paper_ks
 from mmneurons.agreement import best_of, bert_scores, load_bert, minilm
-from mmneurons.attribution import Target, attribute, top_neurons
+from mmneurons.attribution import Target, attribute, token_at, top_neurons
 from mmneurons.data import Example, bootstrap, corpus, first_noun, gallery, open_image, same_noun
 from mmneurons.decoding import decode, decode_all, decode_prompt, matched, random_vectors, random_words, words
 from mmneurons.fidelity import GUESSES, fidelity, rank_correlations
 from mmneurons.lenses import jacobian_lens, load_lens, own_text, save_lens, tuned_lens
 from mmneurons.model import MultimodalLM, hook_neurons, random_neurons
-from mmneurons.receptive_fields import patch_activations, position_mean, roc_auc, to_pixels, unit_activations
+from mmneurons.overlap import control_maps, overlap, roc_auc
+from mmneurons.receptive_fields import patch_activations, position_mean, to_pixels, unit_activations
+from mmneurons.selectivity import class_means, class_units
 from mmneurons.steering import steering_curve
 from mmneurons.train import init_projection
-from mmneurons.wordnet import names_match, related_words
+from mmneurons.wordnet import kind_of, names_match, related_words
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -240,19 +244,26 @@ def run_naming(args, mm):
                                      top5=int(any(names_match(n, noun) for n in five(mm, ex.image, nouns))) if arm == 'trained' and split != 'cifar_test' else ''))
             append(pd.DataFrame(rows), file)
 
+def reader(mm):
+    "`read(attribution)`: the 25 highest interpretable units among its top 400, with their words; each unit is decoded once"
+    known = {}
+    def read(a):
+        top = top_neurons(a, 400)
+        keys = list(zip(top.layer, top.unit, top.sign))
+        fresh = top[[key not in known for key in keys]]
+        for r in words(decode(mm, fresh)).itertuples() if len(fresh) else (): known[r.layer, r.unit, r.sign] = r
+        return pd.DataFrame([known[key]._asdict() for key in keys if known[key].interpretable], columns=['layer', 'unit', 'sign', 'interpretable', 'words']).head(25)
+    return read
+
 def run_neurons(args, mm):
     "Per held-out picture: of its 25 highest interpretable units and of random ones, how many fit a noun, and where they fire"
     train, data, file = corpus(args.corpus, 'train'), corpus(args.corpus, 'test'), Path(args.out)/'neurons.csv'
-    pool, read, order = random_words(mm, 200).query('interpretable'), {}, drawn(data, args.n)
+    pool, read, order = random_words(mm, 200).query('interpretable'), reader(mm), drawn(data, args.n)
     usual = position_mean(mm, [train[i].image for i in drawn(train, 48)])
     about = {data.rows[k]['image_id']: (k, data.rows[k]['style'], data.rows[j]['noun']) for k, j in zip(order, np.roll(order, 1))}   # with another picture's noun
     def measure(ex):
         (k, style, other), a = about[ex.image_id], attribute(mm, ex.image, image_id=ex.image_id)
-        top = top_neurons(a, 400)
-        keys = list(zip(top.layer, top.unit, top.sign))
-        fresh = top[[key not in read for key in keys]]
-        for r in words(decode(mm, fresh)).itertuples() if len(fresh) else (): read[r.layer, r.unit, r.sign] = r
-        best = pd.DataFrame([read[key]._asdict() for key in keys if read[key].interpretable]).head(25)
+        best = read(a)
         arms = dict(top=best, random=matched(pool, best, seed=k))
         row = dict(image_id=ex.image_id, style=style, noun=ex.nouns[0], target=a.target, prob=a.prob, **{f'n_{arm}': len(units) for arm, units in arms.items()})
         acts = unit_activations(mm, ex.image)
@@ -326,6 +337,57 @@ def run_steering(args, mm):
         table = pd.concat([steering_curve(mm, ex.image, host, donor, arms, s, how) for how, s in dict(clamp=(.1, .3, 1, 3), add=(.01, .03, .1, .3)).items()])
         return table.drop(columns='caption').assign(noun=ex.nouns[0], new=noun)
     resumed(args, f'steering{"" if args.model == "pocket" else "-" + args.model}', measure, examples=(data[i] for i in drawn(data, args.n)))
+KINDS = ('bird', 'insect', 'fish', 'reptile', 'dog', 'feline', 'ungulate', 'rodent', 'mammal', 'animal', 'fruit', 'vegetable', 'flower', 'tree',
+         'plant', 'food', 'weapon', 'footwear', 'clothing', 'furniture', 'ship', 'boat', 'aircraft', 'vehicle', 'building', 'structure',
+         'container', 'tool', 'device', 'instrumentality', 'artifact')    # fixed before anything was measured
+
+def run_overlap(args, mm):
+    "Fig. 5 on pictures of the corpus: do heatmaps of the top units cover the thing better than random ones', another picture's, and maps without neurons?"
+    train = corpus(args.corpus, 'train')
+    order = [ex for split in args.split for ex in ((lambda d: [d.rows[i] | dict(of=d) for i in drawn(d, args.n)])(corpus(args.corpus, split)))]
+    order = [r | dict(kind=kind_of(r['noun'], KINDS)) for r in order if kind_of(r['noun'], KINDS)]
+    at = {r['image_id']: i for i, r in enumerate(order)}
+    pool, read, some = random_words(mm, 200).query('interpretable'), reader(mm), [train[i] for i in drawn(train, 48)]
+    def usual_controls(ex):
+        "At the word that the corpus's caption has"
+        ids = mm.tokenizer(f' {ex.captions[0]}', add_special_tokens=False).input_ids
+        return control_maps(mm, ex.image, ids[:token_at(mm, ids, ex.nouns[0]) or 0])
+    usual, maps = position_mean(mm, [ex.image for ex in some]), [usual_controls(ex) for ex in tqdm(some, desc='controls')]
+    usual_maps = {name: sum(m[name] for m in maps)/len(maps) for name in maps[0]}
+    @cache
+    def found(i):
+        a = attribute(mm, order[i]['of'][order[i]['image_id']].image)
+        return a, read(a)
+    def measure(ex):
+        i = at[ex.image_id]
+        j = next(k % len(order) for k in range(i + 1, i + len(order)) if order[k % len(order)]['kind'] != order[i]['kind'])
+        (a, best), acts, rows = found(i), unit_activations(mm, ex.image), []
+        truth = np.asarray(Image.fromarray(ex.masks[ex.nouns[0]]).resize((72, 72), Image.NEAREST))
+        if not len(best) or truth.all() or not truth.any(): raise ValueError('no readable unit, or no mask to compare with')
+        plain = {arm: (patch_activations(acts, units), patch_activations(usual, units)) for arm, units in dict(top=best, random=matched(pool, best, i), elsewhere=found(j)[1]).items()}
+        plain |= {name: (m, usual_maps[name]) for name, m in control_maps(mm, ex.image, a.text_ids).items()}
+        for arm, (here, mean) in plain.items():
+            for kind, grid in dict(plain=here, corrected=here - mean).items():
+                scale = grid.abs().amax(1, keepdim=True).clamp(1e-9)        # of units, lest one loud unit be the mean
+                for of, g in dict(unit=grid, **({} if len(grid) == 1 else dict(mean=(grid/scale).mean(0, keepdim=True)))).items():
+                    rows.append(dict(image_id=ex.image_id, kind=order[i]['kind'], area=truth.mean(), arm=arm, map=kind, of=of, n=len(g), **overlap(to_pixels(g, mm.grid, truth.shape), truth).mean()))
+        return pd.DataFrame(rows)
+    resumed(args, 'overlap', measure, examples=(r['of'][r['image_id']] for r in order))
+
+def run_selectivity(args, mm):
+    "Fig. S.2: of each class of CIFAR-10 the 20 units most often among the readable top 100 of training pictures; means on all test pictures"
+    train, test, table, key = corpus(args.corpus, 'train'), corpus(args.corpus, 'cifar_test'), readable(args, mm).query('interpretable'), ['layer', 'unit', 'sign']
+    classes = sorted({r['noun'] for r in test.rows})
+    own = {c: [i for i in drawn(train, len(train)) if train.rows[i]['noun'] == c and 'cifar' in train.rows[i]['source']][:args.n] for c in classes}
+    def measure(ex): return top_neurons(attribute(mm, ex.image, image_id=ex.image_id), 100, interpretable=table).assign(**{'class': ex.nouns[0]})[['image_id', 'class', *key]]
+    tops = resumed(args, f'selectivity-{args.model}-tops', measure, args.work, (train[i] for c in classes for i in own[c]))
+    units = class_units(tops, 20)
+    arms = {'top': units, 'random': pd.concat([random_neurons(part, mm.n_units, i).assign(**{'class': c}) for i, (c, part) in enumerate(units.groupby('class'))])}
+    both = pd.concat([part.assign(arm=arm) for arm, part in arms.items()], ignore_index=True)
+    seen = [test[i] for i in drawn(test, args.measured)]
+    means = class_means(mm, both, seen)
+    out = both[['arm', 'class', *key]].join(means).melt(['arm', 'class', *key], var_name='label', value_name='mean')
+    out.assign(chosen_on=tops.groupby('class').image_id.nunique().max(), measured_on=len(seen)).to_csv(Path(args.out)/f'selectivity-{args.model}.csv', index=False, float_format='%.4g')
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -335,6 +397,7 @@ if __name__ == '__main__':
     parser.add_argument('-n', type=int, default=50, help='pictures of each split of the corpus'); parser.add_argument('--split', nargs='*', default=['val'])
     parser.add_argument('--limit', type=int, default=-1, help='pictures of this run'); parser.add_argument('--projection', help='a projection file in place of the shipped one'); parser.add_argument('--top-layer', type=int, default=20, help='units a layer (where, lenses)')
     parser.add_argument('--outside', help='folder with outside.csv (naming)'); parser.add_argument('--shuffled', help='a projection trained on shuffled captions (naming)')
+    parser.add_argument('--measured', type=int, default=1000, help='test pictures (selectivity)')
     parser.add_argument('--dtype', choices=['float32', 'bfloat16'], default='float32')
     parser.add_argument('--top', type=int, default=100); parser.add_argument('--random', type=int, default=200); parser.add_argument('--every', type=int, default=1)
     args = parser.parse_args()

@@ -186,10 +186,11 @@ def photo(
 def maps_of(
     run:Run, # with the task masks
     image_id:str, # of a picture
-) -> pd.DataFrame: # layer, unit, sign, rank, map: (patch,)
+) -> pd.DataFrame: # layer, unit, sign, rank, heat: (patch,)
     "The activations of a picture's interpretable neurons at each patch, the highest neuron first"
-    t = run.maps[run.maps.image_id == image_id].sort_values('rank')
-    return t.assign(map=[np.frombuffer(m, np.float16).astype(np.float32) for m in t.map])
+    return _with_heat(run.maps[run.maps.image_id == image_id].sort_values('rank'))
+
+def _with_heat(t): return t.assign(heat=[np.frombuffer(m, np.float16).astype(np.float32) for m in t['map']])
 
 def _over(run, image_id, values):
     "A heatmap over a picture"
@@ -214,7 +215,7 @@ def figure_2(
     names = [i for i in drawn(run, n) if i in set(run.maps.image_id)]
     fig, axes = _panels(len(names), 4)
     for ax, name in zip(axes, names):
-        ax.imshow(_over(run, name, np.mean(maps_of(run, name).map.to_list()[:5], axis=0)))
+        ax.imshow(_over(run, name, np.mean(maps_of(run, name).heat.to_list()[:5], axis=0)))
         ax.set_title(_plain(run.images.set_index('image_id').caption[name][:34]), fontsize=9)
         rows = best[best.image_id == name]
         ax.set_xlabel('\n'.join(_plain(f'L{r.layer}.u{r.unit}: ' + ', '.join(r.words.split(', ')[:2])) for r in rows.itertuples()), fontsize=8)
@@ -228,13 +229,12 @@ def figure_4(
 ) -> Exhibit:
     "Units, and the pictures in which they fire most"
     key, said = ['layer', 'unit', 'sign'], words(run.decoding).set_index(['layer', 'unit', 'sign']).words
-    units = run.maps.groupby(key).size().sort_values(ascending=False, kind='stable').head(n).index
+    units = run.maps.groupby(key).size().sort_values(ascending=False, kind='stable').head(n).index.tolist()
     fig, axes = _panels(len(units)*pictures, pictures, 2, 2.3)
     for row, unit in enumerate(units):
-        t = run.maps.set_index(key).sort_index().loc[[unit]]
-        t = t.assign(map=[np.frombuffer(m, np.float16).astype(np.float32) for m in t.map])
-        t = t.assign(most=t.map.map(np.max)).sort_values('most', ascending=False).head(pictures)
-        for ax, r in zip(axes[row*pictures:], t.itertuples()): ax.imshow(_over(run, r.image_id, r.map))
+        t = _with_heat(run.maps.set_index(key).sort_index().loc[[unit]])
+        t = t.assign(most=t.heat.map(np.max)).sort_values('most', ascending=False).head(pictures)
+        for ax, r in zip(axes[row*pictures:], t.itertuples()): ax.imshow(_over(run, r.image_id, r.heat))
         axes[row*pictures].set_title(_plain(f'L{unit[0]}.u{unit[1]}: ' + ', '.join(said[unit].split(', ')[:3])), fontsize=8, loc='left')
     return Exhibit('Figure 4', run.said('The pictures in which some units fire most, among those in whose top list the unit stands, for'), figure=fig)
 
@@ -276,7 +276,7 @@ def figure_s1(
     t = (same if len(same) else t).head(n)
     fig, axes = _panels(len(t), 4, 2, 2.4)
     for ax, r in zip(axes, t.itertuples()):
-        ax.imshow(_over(run, r.image_id, np.mean(maps_of(run, r.image_id).map.to_list()[:5], axis=0)))
+        ax.imshow(_over(run, r.image_id, np.mean(maps_of(run, r.image_id).heat.to_list()[:5], axis=0)))
         ax.set_title(_plain(f'{r.category}: IoU {r.iou:.2f}'), fontsize=9)
     table = pd.DataFrame(dict(picture=t.image_id, thing=t.category, published=t.image_id.map(PUBLISHED_IOU) if len(same) else np.nan, ours=t.iou))
     chosen = "the paper's examples" if len(same) else f'the {len(t)} pictures where it is highest (chosen for that)'
@@ -364,17 +364,17 @@ def figure_s4(
 
 # %% ../nbs/06a_paper.ipynb #827bfc45
 EXHIBITS = [table_1, table_2, figure_2, figure_3, figure_4, figure_5, figure_6, table_s1, table_s2, table_s3, figure_s1, figure_s2, figure_s3, figure_s4]
-NEEDS = dict(table_1='scores', table_2='scores', figure_3='scores', figure_6='ablate', figure_s3='ablate', table_s3='ablate',
-             figure_2='masks', figure_4='masks', figure_5='masks', figure_s1='masks', figure_s2='masks')
+NEEDS = dict(table_1='scores', table_2='scores', figure_3='scores', figure_6='curve', figure_s3='curve', table_s3='curve',
+             figure_2='maps', figure_4='maps', figure_5='overlaps', figure_s1='overlaps', figure_s2='activations')
 
 def exhibits(
     run:Run, # any
 ):  # yields Exhibit
-    "Every exhibit; one whose task was not run is a sentence that says so"
+    "Every exhibit; one whose table is empty is a sentence that says so"
     for make in EXHIBITS:
-        task = NEEDS.get(make.__name__, 'decode')
-        if task in run.about['config']['tasks']: yield make(run)
-        else: yield Exhibit(make.__name__.replace('_', ' ').replace(' s', ' S.').capitalize(), f'Not measured: this run is without the task {task}.')
+        table = NEEDS.get(make.__name__, 'decoding')
+        if len(getattr(run, table)): yield make(run)
+        else: yield Exhibit(make.__name__.replace('_s', ' S.').replace('_', ' ').capitalize(), f'Not measured: this run has no rows in the table {table}.')
 
 def paper(
     folder, # of a run

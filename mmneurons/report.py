@@ -103,15 +103,15 @@ def look(
     n_ablated:int=50, # neurons to ablate
     seed:int=0, # of the random units they are compared with
     image_id:str='picture', # name of the picture
-    habits=None, # from `position_mean`: heatmaps show what goes beyond a unit's habits of place
+    baseline='position_mean', # what heatmaps are compared with, as in `heatmap`: each unit's habits of place over the gallery, 'none', or a tensor from `position_mean`
 ) -> Look:
     "Caption a picture and find, read, locate and switch off the neurons behind one word of the caption"
     attribution = attribute(mm, image, target, image_id=image_id)
     top = top_neurons(attribution, max(100, k, n_ablated))
     neurons = described(mm, top, len(top), raw)
     settings = dict(grid=mm.grid, n_neurons=mm.n_layers*mm.n_units, n_top=len(top), n_readable=int(neurons.interpretable.sum()),
-                    raw=raw, seed=seed, corrected=habits is not None, weights=licences(mm))
-    return Look(image_id, fit(image, 960), attribution, neurons.head(k), heatmap(mm, image, neurons.head(min(k, 5)), habits, fit(image, 480).size[::-1]),
+                    raw=raw, seed=seed, corrected=not isinstance(baseline, str) or baseline != 'none', weights=licences(mm))
+    return Look(image_id, fit(image, 960), attribution, neurons.head(k), heatmap(mm, image, neurons.head(min(k, 5)), baseline, fit(image, 480).size[::-1]),
                 switched_off(mm, image, attribution, top, n_ablated, seed), settings)
 
 # %% ../nbs/09_report.ipynb #0a57cb53

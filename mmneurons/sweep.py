@@ -26,7 +26,8 @@ from .attribution import attribute, top_neurons
 from .data import first_noun
 from .decoding import decode, decode_prompt, matched, random_vectors, words
 from .model import MultimodalLM
-from .receptive_fields import iou, patch_activations, position_mean, to_pixels, unit_activations
+from .overlap import iou
+from .receptive_fields import patch_activations, position_mean, to_pixels, unit_activations
 from .train import processes, write_atomic
 from .wordnet import related_words
 
