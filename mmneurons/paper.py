@@ -6,7 +6,7 @@
 __all__ = ['PUBLISHED_1', 'PUBLISHED_2', 'ARMS', 'PUBLISHED_UNITS', 'PUBLISHED_IOU', 'PUBLISHED_S3', 'EXHIBITS', 'NEEDS', 'Run',
            'Exhibit', 'measured', 'table_1', 'table_2', 'figure_3', 'best_of_each', 'drawn', 'table_s1', 'table_s2',
            'photo', 'maps_of', 'figure_2', 'figure_4', 'figure_5', 'figure_s1', 'figure_s2', 'figure_6', 'figure_s3',
-           'table_s3', 'figure_s4', 'exhibits', 'paper']
+           'table_s3', 'figure_s4', 'exhibits', 'paper', 'cost']
 
 # %% ../nbs/06a_paper.ipynb #1b645389
 import base64, html, io, json
@@ -65,6 +65,7 @@ class Exhibit:
         if self.figure is not None: shown += f'<img alt="{html.escape(self.name)}" src="data:image/png;base64,{base64.b64encode(self.png()).decode()}">'
         return shown
 
+# %% ../nbs/06a_paper.ipynb #17ba0791
 def measured(
     values, # one number a picture; nan where there is none
 ) -> dict: # ours, lo, hi, pictures
@@ -75,13 +76,14 @@ def measured(
     lo, hi = bootstrap(values)
     return dict(ours=values.mean(), lo=lo, hi=hi, pictures=len(values))
 
-# %% ../nbs/06a_paper.ipynb #bd307a3e
+# %% ../nbs/06a_paper.ipynb #fa35e192
 PUBLISHED_1 = {('wrong picture', 'BERTScore'): .3627, ('neurons', 'BERTScore'): .3848, ('caption', 'BERTScore'): .5251,
                ('wrong picture', 'CLIPScore'): 21.74, ('neurons', 'CLIPScore'): 23.43, ('caption', 'CLIPScore'): 23.62}
 PUBLISHED_2 = {('random, embedding', 'BERTScore'): .3286, ('prompt', 'BERTScore'): .3291, ('caption', 'BERTScore'): .5251, ('nouns', 'BERTScore'): .4470,
                ('random, embedding', 'CLIPScore'): 19.22, ('prompt', 'CLIPScore'): 19.17, ('caption', 'CLIPScore'): 23.62, ('nouns', 'CLIPScore'): 27.89}
 ARMS = {'Table 1': ['random neurons', 'wrong picture', 'neurons', 'caption'], 'Table 2': ['random, norm', 'random, embedding', 'prompt', 'caption', 'nouns']}
 
+# %% ../nbs/06a_paper.ipynb #f1abd670
 def _scores(run, name, published):
     rows, found = [], run.scores[run.scores.exhibit == name]
     for measure in ('BERTScore', 'CLIPScore', 'related'):
@@ -90,6 +92,7 @@ def _scores(run, name, published):
             rows.append({'score': measure, 'words of': arm, 'published': published.get((arm, measure), np.nan), **measured(part.value)})
     return pd.DataFrame(rows)
 
+# %% ../nbs/06a_paper.ipynb #1574bddb
 def table_1(
     run:Run, # with the task scores
 ) -> Exhibit:
@@ -98,13 +101,14 @@ def table_1(
     return Exhibit('Table 1', run.said(f'The best score among the interpretable neurons of each picture (BERTScore: {Path(bert).name}; the paper: its default encoder, 1000 pictures of COCO), for'),
                    _scores(run, 'Table 1', PUBLISHED_1))
 
+# %% ../nbs/06a_paper.ipynb #0716d970
 def table_2(
     run:Run, # with the task scores
 ) -> Exhibit:
     "Is the image prompt language already? The tokens nearest to it, scored"
     return Exhibit('Table 2', run.said('The five tokens nearest to each vector of the image prompt, beside those nearest to random vectors, for'), _scores(run, 'Table 2', PUBLISHED_2))
 
-# %% ../nbs/06a_paper.ipynb #0716d970
+# %% ../nbs/06a_paper.ipynb #472b07b9
 def figure_3(
     run:Run, # with the task scores
 ) -> Exhibit:
@@ -124,12 +128,13 @@ def figure_3(
         rows.append({'prompts against': other, 'published': published, 'D': d, 'p': p, 'pictures': len(both[0])})
     return Exhibit('Figure 3', run.said(f'Kolmogorov–Smirnov distance between the {kind}s of image prompts and of other words (the paper: CLIPScore), for'), pd.DataFrame(rows), fig)
 
-# %% ../nbs/06a_paper.ipynb #91032ad7
+# %% ../nbs/06a_paper.ipynb #4d134bc0
 PUBLISHED_UNITS = {(12, 9058): 'swimming, Swim, swim, fishes, water', (17, 10507): 'rivers, river, lake, lakes, River', (8, 15435): 'tennis, tournaments, tournament, golf, racing',
     (13, 107): 'trucks, truck, trailer, parked, driver', (9, 4691): 'houses, buildings, dwellings, apartments, homes', (13, 15107): 'meals, meal, dinner, dishes, cuisine',
     (7, 12134): 'aircraft, flight, airplanes, Flight, Aircraft', (5, 4923): 'birds, cages, species, breeding, insects', (8, 14504): 'upstairs, homeowners, apartments, houses, apartment',
     (14, 2019): 'horses, racing, ponies, ridden', (9, 15864): 'lihood, /**, Advertisements'}
 
+# %% ../nbs/06a_paper.ipynb #f6e1126c
 def best_of_each(
     run:Run, # with the task decode
     readable:bool=True, # only interpretable neurons
@@ -142,6 +147,7 @@ def best_of_each(
     t = t.groupby('image_id').head(n)
     return t.sort_values('rank').sort_values('image_id', key=lambda i: i.map(order), kind='stable').reset_index(drop=True)
 
+# %% ../nbs/06a_paper.ipynb #887309d0
 def drawn(
     run:Run, # any
     n:int, # pictures
@@ -149,6 +155,7 @@ def drawn(
     "Pictures drawn at random, with the run's seed"
     return sorted(np.random.default_rng(run.about['config']['seed']).permutation(run.images.image_id)[:n].tolist())
 
+# %% ../nbs/06a_paper.ipynb #bc33ea4e
 def _listed(run, name, readable, n):
     t = best_of_each(run, readable)
     t = t[t.image_id.isin(drawn(run, n))]
@@ -160,6 +167,7 @@ def _listed(run, name, readable, n):
     kind = 'interpretable neurons' if readable else 'neurons of all kinds'
     return Exhibit(name, run.said(f'The five highest {kind} of {table.picture.nunique()} pictures drawn at random, for'), table)
 
+# %% ../nbs/06a_paper.ipynb #0a57cb53
 def table_s1(
     run:Run, # with the task decode
     n:int=4, # pictures
@@ -167,6 +175,7 @@ def table_s1(
     "The best interpretable neurons of some pictures"
     return _listed(run, 'Table S.1', True, n)
 
+# %% ../nbs/06a_paper.ipynb #7719a1c7
 def table_s2(
     run:Run, # with the task decode
     n:int=4, # pictures
@@ -174,7 +183,7 @@ def table_s2(
     "The best neurons of the same pictures, readable or not"
     return _listed(run, 'Table S.2', False, n)
 
-# %% ../nbs/06a_paper.ipynb #4d134bc0
+# %% ../nbs/06a_paper.ipynb #b6692ea5
 def photo(
     run:Run, # any
     image_id:str, # of a picture
@@ -183,6 +192,7 @@ def photo(
     small = run.images.set_index('image_id').thumbnail[image_id]
     return Image.open(io.BytesIO(small)).convert('RGB') if small else Image.new('RGB', (128, 128), '#888888')
 
+# %% ../nbs/06a_paper.ipynb #f1f836cb
 def maps_of(
     run:Run, # with the task masks
     image_id:str, # of a picture
@@ -190,13 +200,16 @@ def maps_of(
     "The activations of a picture's interpretable neurons at each patch, the highest neuron first"
     return _with_heat(run.maps[run.maps.image_id == image_id].sort_values('rank'))
 
+# %% ../nbs/06a_paper.ipynb #972a67c4
 def _with_heat(t): return t.assign(heat=[np.frombuffer(m, np.float16).astype(np.float32) for m in t['map']])
 
+# %% ../nbs/06a_paper.ipynb #fc074d50
 def _over(run, image_id, values):
     "A heatmap over a picture"
     picture = photo(run, image_id)
     return overlay(picture, to_pixels(values[None], tuple(run.about['grid']), picture.size[::-1])[0])
 
+# %% ../nbs/06a_paper.ipynb #cb7a1d77
 def _panels(n, columns, width=2.3, height=3):
     "A grid of empty axes"
     columns = max(1, min(n, columns))
@@ -204,8 +217,10 @@ def _panels(n, columns, width=2.3, height=3):
     for ax in axes.flat: ax.set(xticks=[], yticks=[]); ax.spines[:].set_visible(False)
     return fig, axes.ravel()
 
+# %% ../nbs/06a_paper.ipynb #5b384ce3
 def _plain(text): return text.replace('$', r'\$')                # not a formula
 
+# %% ../nbs/06a_paper.ipynb #ca3512f4
 def figure_2(
     run:Run, # with the tasks decode and masks
     n:int=4, # pictures
@@ -221,7 +236,7 @@ def figure_2(
         ax.set_xlabel('\n'.join(_plain(f'L{r.layer}.u{r.unit}: ' + ', '.join(r.words.split(', ')[:2])) for r in rows.itertuples()), fontsize=8)
     return Exhibit('Figure 2', run.said('Mean activation of the five highest interpretable neurons over the picture, with two words of each, for'), figure=fig)
 
-# %% ../nbs/06a_paper.ipynb #bc33ea4e
+# %% ../nbs/06a_paper.ipynb #92cfceb3
 def figure_4(
     run:Run, # with the tasks decode and masks
     n:int=4, # units
@@ -238,7 +253,7 @@ def figure_4(
         axes[row*pictures].set_title(_plain(f'L{unit[0]}.u{unit[1]}: ' + ', '.join(said[unit].split(', ')[:3])), fontsize=8, loc='left')
     return Exhibit('Figure 4', run.said('The pictures in which some units fire most, among those in whose top list the unit stands, for'), figure=fig)
 
-# %% ../nbs/06a_paper.ipynb #22d200f8
+# %% ../nbs/06a_paper.ipynb #fb644351
 def _by_category(run, baseline, n):
     "Mean overlap per picture, arm and category, in the most frequent categories of pictures with one kind of thing"
     t = run.overlaps[(run.overlaps.n_categories == 1) & (run.overlaps.baseline == baseline) & run.overlaps.arm.isin(['top', 'random'])]
@@ -246,6 +261,7 @@ def _by_category(run, baseline, n):
     each = t[t.category.isin(kept)].groupby(['category', 'arm', 'image_id']).iou.mean()
     return each.unstack('arm').reindex(columns=['top', 'random'])
 
+# %% ../nbs/06a_paper.ipynb #fe2ef495
 def figure_5(
     run:Run, # with the task masks
     n:int=12, # categories
@@ -264,8 +280,10 @@ def figure_5(
     axes[0].set_ylabel('IoU'); axes[0].legend(frameon=False)
     return Exhibit('Figure 5', run.said('Overlap of receptive fields and masks in pictures of one kind of thing; ours, lo and hi are the mean difference between top and random, for'), pd.DataFrame(rows), fig)
 
+# %% ../nbs/06a_paper.ipynb #827bfc45
 PUBLISHED_IOU = {'507042': .17, '438269': .26, '181859': .64, '520910': .16, '353518': .13, '108864': .68, '430973': .51, '486479': .40}
 
+# %% ../nbs/06a_paper.ipynb #64e095fe
 def figure_s1(
     run:Run, # with the task masks
     n:int=8, # pictures
@@ -282,7 +300,7 @@ def figure_s1(
     chosen = "the paper's examples" if len(same) else f'the {len(t)} pictures where it is highest (chosen for that)'
     return Exhibit('Figure S.1', run.said(f'IoU of the mean map of the five highest interpretable neurons, {chosen}, for'), table, fig)
 
-# %% ../nbs/06a_paper.ipynb #f1f836cb
+# %% ../nbs/06a_paper.ipynb #a9334987
 def figure_s2(
     run:Run, # with the tasks decode and masks
 ) -> Exhibit:
@@ -302,7 +320,7 @@ def figure_s2(
     pictures = t[t.shown.isin(nouns)].image_id.nunique()
     return Exhibit('Figure S.2', said, pd.DataFrame([dict(published='10 of 10 sets peak on their own class', ours=f'{own} of {len(nouns)}', by_chance=f'1 of {len(nouns)}', pictures=pictures)]), fig)
 
-# %% ../nbs/06a_paper.ipynb #ca3512f4
+# %% ../nbs/06a_paper.ipynb #9109c85a
 def figure_6(
     run:Run, # with the task ablate
 ) -> Exhibit:
@@ -315,6 +333,7 @@ def figure_6(
     return Exhibit('Figure 6', run.said(f"What is left of the noun's probability with up to {last} neurons switched off (published at 6400 of GPT-J: falls by 80 %; random nearly unchanged), for"),
                    table, plot_curve(curves))
 
+# %% ../nbs/06a_paper.ipynb #667be543
 def figure_s3(
     run:Run, # with the task ablate
 ) -> Exhibit:
@@ -326,8 +345,10 @@ def figure_s3(
     table = t.rename(columns=dict(n_ablated='ablated', mean='ours')).assign(published=np.nan)[['arm', 'ablated', 'published', 'ours', 'lo', 'hi', 'pictures']]
     return Exhibit('Figure S.3', run.said(f'{label[0].upper()}{label[1:]} (the paper draws a curve and gives no numbers), for'), table, plot_curve(same, column, label))
 
+# %% ../nbs/06a_paper.ipynb #5a5b0f9b
 PUBLISHED_S3 = {('219578', 0): 'a dog with a cat', ('219578', 800): 'a tiger and a tiger'}
 
+# %% ../nbs/06a_paper.ipynb #e6c3dd63
 def table_s3(
     run:Run, # with the task ablate
     image_id:str|None=None, # of a picture; default: the paper's, or else the one whose noun falls fastest
@@ -342,7 +363,7 @@ def table_s3(
     how = "the paper's example" if image_id == '219578' else 'the picture whose noun falls fastest (chosen for that)'
     return Exhibit('Table S.3', run.said(f'Captions and relative probability of the noun, {how}, {image_id}, for'), t.reset_index().rename(columns=dict(n_ablated='ablated')))
 
-# %% ../nbs/06a_paper.ipynb #98fbc42f
+# %% ../nbs/06a_paper.ipynb #2a459380
 def figure_s4(
     run:Run, # with the task decode
 ) -> Exhibit:
@@ -362,11 +383,12 @@ def figure_s4(
                           dict(what=f'share in layers {round(5/28*n)} to {round(10/28*n)} of {n}', published='most', ours=f'{middle:.2f}')])
     return Exhibit('Figure S.4', run.said('Different units among the highest of each picture, for'), table, fig)
 
-# %% ../nbs/06a_paper.ipynb #827bfc45
+# %% ../nbs/06a_paper.ipynb #b4c96d80
 EXHIBITS = [table_1, table_2, figure_2, figure_3, figure_4, figure_5, figure_6, table_s1, table_s2, table_s3, figure_s1, figure_s2, figure_s3, figure_s4]
 NEEDS = dict(table_1='scores', table_2='scores', figure_3='scores', figure_6='curve', figure_s3='curve', table_s3='curve',
              figure_2='maps', figure_4='maps', figure_5='overlaps', figure_s1='overlaps', figure_s2='activations')
 
+# %% ../nbs/06a_paper.ipynb #a72b2006
 def exhibits(
     run:Run, # any
 ):  # yields Exhibit
@@ -376,6 +398,7 @@ def exhibits(
         if len(getattr(run, table)): yield make(run)
         else: yield Exhibit(make.__name__.replace('_s', ' S.').replace('_', ' ').capitalize(), f'Not measured: this run has no rows in the table {table}.')
 
+# %% ../nbs/06a_paper.ipynb #b7103ca2
 def paper(
     folder, # of a run
     out=None, # folder for the exhibits; default: paper, in the run's folder
@@ -393,3 +416,20 @@ def paper(
     style = '<style>body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}table{border-collapse:collapse;font-size:14px}td,th{padding:.2em .7em;text-align:left}img{max-width:100%}</style>'
     (out/'index.html').write_text(f'{head}{style}<h1>{html.escape(run.said("The exhibits of the paper, for"))}</h1>' + '\n'.join(page), 'utf-8', 'replace')
     return out/'index.html'
+
+# %% ../nbs/06a_paper.ipynb #35e995c1
+def cost(
+    run, # folder of a run over some dozens of pictures, on the device that is meant
+    pictures:int, # how many the larger one has
+    devices:int=1, # that share them
+) -> pd.DataFrame: # task, seconds (a picture), hours, gigabytes
+    "What a larger run of the same kind will take, from what this one took"
+    log = pd.concat([pd.read_csv(file) for file in sorted(Path(run).glob('log-*.csv'))])
+    n, rows = len(read_table(run, 'images', ['image_id'])), []
+    tables = dict(attribute=('images', 'neurons'), decode=('decoding',), masks=('overlaps', 'maps', 'activations'), ablate=('curve',), scores=('scores',))
+    for task, part in log.groupby('task', sort=False):
+        later = part[part.block > 0] if len(part) > 1 else part
+        size = sum(f.stat().st_size for t in tables[task] for f in (Path(run)/t).glob('*.parquet'))
+        seconds, times = (later.seconds.sum()/later.n.sum(), pictures) if task != 'decode' else (part.seconds.sum(), 1)
+        rows.append(dict(task=task, seconds=seconds, hours=seconds*times/3600/devices, gigabytes=size/1e9*(pictures/n if task != 'decode' else 1)))
+    return pd.DataFrame(rows)

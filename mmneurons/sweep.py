@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCHEMAS', 'TASKS', 'as_parquet', 'read_table', 'model_fingerprint', 'data_fingerprint', 'SweepConfig', 'Sweep',
            'out_of_memory', 'in_halves', 'thumbnail', 'as_table', 'chosen_half', 'squashed', 'receptive_fields',
-           'sweep', 'cost']
+           'sweep']
 
 # %% ../nbs/06_sweep.ipynb #1b645389
 import io, json, platform, time, zlib
@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
-import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq, torch
+import numpy as np, pandas as pd, psutil, pyarrow as pa, pyarrow.parquet as pq, torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from fastcore.basics import patch
 from PIL import Image
@@ -83,6 +83,7 @@ def model_fingerprint(
             found.update(f'{name} {tuple(t.shape)} {t.dtype}'.encode() + some.tobytes())
     return found.hexdigest()[:16]
 
+# %% ../nbs/06_sweep.ipynb #0716d970
 def data_fingerprint(
     data, # a `Reader`
 ) -> str: # 16 hexadecimal digits
@@ -91,9 +92,10 @@ def data_fingerprint(
     for row in data.rows: found.update(json.dumps(row, default=lambda v: v.name if isinstance(v, Path) else str(v), sort_keys=True).encode())
     return found.hexdigest()[:16]
 
-# %% ../nbs/06_sweep.ipynb #b3f0c7f6
+# %% ../nbs/06_sweep.ipynb #91032ad7
 TASKS = 'attribute', 'decode', 'masks', 'ablate', 'scores'
 
+# %% ../nbs/06_sweep.ipynb #472b07b9
 @dataclass(frozen=True)
 class SweepConfig:
     "What a run measures"
@@ -116,7 +118,7 @@ class SweepConfig:
         if {'masks', 'ablate', 'scores'} & {*self.tasks} and 'decode' not in self.tasks: raise ValueError('masks, ablate and scores compare interpretable neurons: add the task decode')
         if min(self.k, self.block, self.draws, *self.counts[1:]) < 1 or self.counts[:1] not in ((), (0,)): raise ValueError('k, block and draws are 1 or more; the counts begin with 0')
 
-# %% ../nbs/06_sweep.ipynb #12c6fc06
+# %% ../nbs/06_sweep.ipynb #4d134bc0
 class Sweep:
     "One run, as one of its processes sees it"
     def __init__(self,
@@ -135,19 +137,34 @@ class Sweep:
         if twice: raise ValueError(f'{len(twice)} names stand for several pictures each, the first is {twice[0]!r}; give each picture a name of its own')
         self.begin(dict(version=__version__, config=asdict(config), model=model_fingerprint(mm), data=data_fingerprint(data), pictures=len(data)), about or {})
 
-    def file(self, table, part): # of a table: its name, and the name of the part
-        "Where a part of a table is"
-        return self.folder/table/f'{part:07}.parquet' if isinstance(part, int) else self.folder/table/f'{part}.parquet'
+# %% ../nbs/06_sweep.ipynb #f6e1126c
+@patch
+def file(self:Sweep,
+    table:str, # key of `SCHEMAS`
+    part, # number of a block, or a name
+) -> Path:
+    "Where a part of a table is"
+    return self.folder/table/(f'{part:07}.parquet' if isinstance(part, int) else f'{part}.parquet')
 
-    def done(self, task, block): # one of `TASKS`, number
-        "Whether a task is done with a block: its failures are written last"
-        return self.file('failures', f'{task}-{block:07}').exists()
+# %% ../nbs/06_sweep.ipynb #887309d0
+@patch
+def done(self:Sweep,
+    task:str, # one of `TASKS`
+    block:int, # number
+) -> bool:
+    "Whether a task is done with a block: its failures are written last"
+    return self.file('failures', f'{task}-{block:07}').exists()
 
-    def read(self, table, part): # as in `file`
-        "A part of a table"
-        return pq.read_table(self.file(table, part), use_threads=False).to_pandas()
+# %% ../nbs/06_sweep.ipynb #bc33ea4e
+@patch
+def read(self:Sweep,
+    table:str, # key of `SCHEMAS`
+    part, # as in `Sweep.file`
+) -> pd.DataFrame:
+    "A part of a table"
+    return pq.read_table(self.file(table, part), use_threads=False).to_pandas()
 
-# %% ../nbs/06_sweep.ipynb #d435a6cd
+# %% ../nbs/06_sweep.ipynb #0a57cb53
 @patch
 def begin(self:Sweep,
     identity:dict, # what must be the same when the run goes on
@@ -169,13 +186,14 @@ def begin(self:Sweep,
         write_atomic(file, json.dumps(identity | dict(grid=mm.grid, n_layers=mm.n_layers, n_units=mm.n_units, lm=mm.config.lm, encoder=mm.config.encoder, counts=self.config.counts or paper_ks(mm), dtype=str(mm.lm.dtype)[6:],
             signs=[1] if mm.family.up else [1, -1], device=device, torch=torch.__version__) | about, indent=1))
 
-# %% ../nbs/06_sweep.ipynb #f6e1126c
+# %% ../nbs/06_sweep.ipynb #22d200f8
 def out_of_memory(
     e:Exception, # any
 ) -> bool:
     "Whether less at a time might do"
     return isinstance(e, MemoryError) or should_reduce_batch_size(e)
 
+# %% ../nbs/06_sweep.ipynb #63266754
 def in_halves(
     items:list, # to be done
     do, # `do(items)` → a list of as many results
@@ -194,7 +212,7 @@ def in_halves(
         if full: failed(part, f'{len(part)} at a time were too many for the memory', False)
         yield from in_halves(part, do, failed, -(-len(part)//2))
 
-# %% ../nbs/06_sweep.ipynb #22d200f8
+# %% ../nbs/06_sweep.ipynb #fc074d50
 @patch
 def write(self:Sweep,
     task:str, # one of `TASKS`
@@ -205,16 +223,15 @@ def write(self:Sweep,
     "Write what was found in a block, its failures last"
     mark, note = (self.file('failures', f'{task}-{block:07}{end}') for end in ('', '-unwritten'))
     for folder in (*tables, 'failures'): (self.folder/folder).mkdir(exist_ok=True)
-    def rows(found): return as_parquet(pd.DataFrame(found, columns=SCHEMAS['failures'].names), 'failures')
     try:
         for name, frame in tables.items(): write_atomic(self.file(name, block), as_parquet(frame, name))
-        write_atomic(mark, rows(failures))
+        write_atomic(mark, as_parquet(as_table('failures', failures), 'failures'))
         note.unlink(missing_ok=True)
     except OSError as e:
-        write_atomic(note, rows([dict(image_id=f'block {block}', task=task, reason=str(e), lost=True)]))
+        write_atomic(note, as_parquet(pd.DataFrame([dict(image_id=f'block {block}', task=task, reason=str(e), lost=True)]), 'failures'))
         self.unwritten += 1
 
-# %% ../nbs/06_sweep.ipynb #63266754
+# %% ../nbs/06_sweep.ipynb #cb7a1d77
 @patch
 def run(self:Sweep,
     task:str, # one of `TASKS`
@@ -230,22 +247,20 @@ def run(self:Sweep,
     self.team.wait_for_everyone()
     mine = todo[self.team.process_index::self.team.num_processes]
     bar = tqdm(desc=task, total=sum(blocks[b] for b in mine), unit=unit, smoothing=.1, disable=not (mine and self.team.is_main_process))
-    lost = 0
     for block in mine:
         failures, began = [], time.time()
         def failed(names, error, lost=True):
             reason = ' '.join(str(error).split())[:500] or type(error).__name__
             failures.extend(dict(image_id=name, task=task, reason=reason, lost=lost) for name in names)
         self.write(task, block, work(block, failed), failures)
-        lost += sum(f['lost'] for f in failures)
-        if lost: bar.set_postfix(lost=lost)
+        if any(f['lost'] for f in failures): bar.set_postfix_str('pictures were lost')
         self.log(task, block, blocks[block], time.time() - began)
         bar.update(blocks[block])
     bar.close()
     self.team.wait_for_everyone()
     return all(self.done(task, b) for b in blocks)
 
-# %% ../nbs/06_sweep.ipynb #b6692ea5
+# %% ../nbs/06_sweep.ipynb #ca3512f4
 @patch
 def log(self:Sweep,
     task:str, # one of `TASKS`
@@ -254,14 +269,12 @@ def log(self:Sweep,
     seconds:float, # that it took
 ):
     "One line on what a block took, in a file for each process"
-    file = self.folder/f'log-{self.team.process_index}.csv'
-    import psutil
     line = f'{task},{block},{n},{seconds:.3f},{psutil.Process().memory_info().rss/1e6:.0f}\n'
     try:
-        with open(file, 'a', encoding='utf-8') as f: f.write(line if f.tell() else 'task,block,n,seconds,memory_mb\n' + line)
+        with open(self.folder/f'log-{self.team.process_index}.csv', 'a', encoding='utf-8') as f: f.write(line if f.tell() else 'task,block,n,seconds,memory_mb\n' + line)
     except OSError: pass                     # a full disk is told of by what matters more
 
-# %% ../nbs/06_sweep.ipynb #972a67c4
+# %% ../nbs/06_sweep.ipynb #761f22b2
 @patch
 def opened(self:Sweep,
     block:int, # number
@@ -277,6 +290,7 @@ def opened(self:Sweep,
         except Exception as e: failed([name], e)
         else: yield i, example
 
+# %% ../nbs/06_sweep.ipynb #92cfceb3
 def thumbnail(
     image, # PIL
     side:int=128, # pixels of the longer side
@@ -287,7 +301,7 @@ def thumbnail(
     small.save(buffer, 'jpeg', quality=80)
     return buffer.getvalue()
 
-# %% ../nbs/06_sweep.ipynb #cb7a1d77
+# %% ../nbs/06_sweep.ipynb #98fbc42f
 @patch
 def attributed(self:Sweep,
     found, # (place in the data set, Example) of some pictures
@@ -303,6 +317,7 @@ def attributed(self:Sweep,
             if first_noun(a.caption) is None: failed([ex.image_id], f'its caption has no noun: {a.caption!r}')
             else: yield i, ex, a
 
+# %% ../nbs/06_sweep.ipynb #fb644351
 def as_table(
     name:str, # key of `SCHEMAS`
     rows:list, # dicts, or DataFrames
@@ -311,7 +326,7 @@ def as_table(
     frames = [rows if isinstance(rows, pd.DataFrame) else pd.DataFrame([rows]) for rows in rows]
     return pd.concat(frames, ignore_index=True) if frames else SCHEMAS[name].empty_table().to_pandas()
 
-# %% ../nbs/06_sweep.ipynb #ca3512f4
+# %% ../nbs/06_sweep.ipynb #827bfc45
 @patch
 def attribute_block(self:Sweep,
     block:int, # number
@@ -325,7 +340,7 @@ def attribute_block(self:Sweep,
         neurons.append(top_neurons(a, self.config.k))
     return dict(images=as_table('images', images), neurons=as_table('neurons', neurons))
 
-# %% ../nbs/06_sweep.ipynb #761f22b2
+# %% ../nbs/06_sweep.ipynb #2e01e174
 @patch
 def seen(self:Sweep) -> np.ndarray: # (layer, unit, 2) bool; the last is the sign, - and +
     "Which neurons are among any picture's highest"
@@ -335,6 +350,7 @@ def seen(self:Sweep) -> np.ndarray: # (layer, unit, 2) bool; the last is the sig
         found[n.layer, n.unit, (n.sign > 0).astype(int)] = True
     return found
 
+# %% ../nbs/06_sweep.ipynb #e1822db4
 @patch
 def drawn(self:Sweep) -> np.ndarray: # (layer, unit, 2) bool
     "The pool of random neurons to compare with, with every sign that they can have"
@@ -342,7 +358,7 @@ def drawn(self:Sweep) -> np.ndarray: # (layer, unit, 2) bool
     chosen = np.stack([np.isin(np.arange(units), rng.permutation(units)[:n]) for _ in range(self.mm.n_layers)])
     return chosen[..., None] & np.array([not self.mm.family.up, True])
 
-# %% ../nbs/06_sweep.ipynb #92cfceb3
+# %% ../nbs/06_sweep.ipynb #b7eb6c68
 @patch
 def decode_all(self:Sweep,
     size:int=1024, # neurons a block
@@ -356,7 +372,7 @@ def decode_all(self:Sweep,
         return dict(decoding=read.assign(drawn=drawn[read.layer, read.unit, (read.sign > 0).astype(int)]))
     return self.run('decode', work, len(todo), 'neuron', size)
 
-# %% ../nbs/06_sweep.ipynb #98fbc42f
+# %% ../nbs/06_sweep.ipynb #c5b76da3
 @patch
 def readable(self:Sweep) -> pd.DataFrame: # layer, unit, sign
     "The interpretable neurons among those that were decoded"
@@ -365,6 +381,7 @@ def readable(self:Sweep) -> pd.DataFrame: # layer, unit, sign
         self._readable = read[read.interpretable & (read['rank'] == 1)][[*_KEY]].astype(int).reset_index(drop=True)
     return self._readable
 
+# %% ../nbs/06_sweep.ipynb #80e28a51
 @patch
 def usual(self:Sweep) -> torch.Tensor: # (layer, unit, patch)
     "Each unit's mean activation at each patch over the first pictures of the data set"
@@ -374,13 +391,14 @@ def usual(self:Sweep) -> torch.Tensor: # (layer, unit, patch)
         self._usual = position_mean(self.mm, first) if first else 0
     return self._usual
 
+# %% ../nbs/06_sweep.ipynb #8effee40
 def chosen_half(
     image_id:str, # of a picture
 ) -> bool: # its nouns' units are chosen on it; the others are measured on
     "One of two halves of any data set, the same on every machine"
     return zlib.crc32(image_id.encode())%2 == 0
 
-# %% ../nbs/06_sweep.ipynb #fe2ef495
+# %% ../nbs/06_sweep.ipynb #9109c85a
 @patch
 def watch(self:Sweep,
     n_nouns:int=10, # the most frequent ones
@@ -403,7 +421,7 @@ def watch(self:Sweep,
     file.parent.mkdir(exist_ok=True)
     write_atomic(file, as_parquet(as_table('watched', rows), 'watched'))
 
-# %% ../nbs/06_sweep.ipynb #827bfc45
+# %% ../nbs/06_sweep.ipynb #667be543
 def squashed(
     mask:np.ndarray, # (height, width) bool
     side:int=224, # pixels
@@ -411,6 +429,7 @@ def squashed(
     "A mask at the size at which it is compared, squashed as the picture was"
     return np.asarray(Image.fromarray(mask).resize((side, side), Image.NEAREST))
 
+# %% ../nbs/06_sweep.ipynb #5a5b0f9b
 def receptive_fields(
     acts, # (neuron, patch)
     grid:tuple, # rows, columns of patches
@@ -421,7 +440,7 @@ def receptive_fields(
     heat = to_pixels(acts, grid, (side, side))
     return heat > np.quantile(heat, 1 - top, axis=(1, 2), keepdims=True)
 
-# %% ../nbs/06_sweep.ipynb #2e01e174
+# %% ../nbs/06_sweep.ipynb #6c1e671f
 @patch
 def covered(self:Sweep,
     ex, # Example
@@ -440,6 +459,7 @@ def covered(self:Sweep,
             for c, mask in truth.items():
                 yield keys.assign(image_id=ex.image_id, category=c, n_categories=len(truth), arm=arm, baseline=baseline, iou=iou(found, mask))
 
+# %% ../nbs/06_sweep.ipynb #511a418e
 @patch
 def masks_block(self:Sweep,
     block:int, # number
@@ -454,12 +474,11 @@ def masks_block(self:Sweep,
         maps = [v.tobytes() for v in patch_activations(acts, top).half().numpy()]
         return [dict(overlaps=as_table('overlaps', [*self.covered(ex, top[[*_KEY]], acts, self.config.seed + i)]), maps=top.assign(image_id=ex.image_id, map=maps),
                      activations=watched.assign(image_id=ex.image_id, mean=patch_activations(acts, watched).mean(1).numpy()))]
-    def named(part, reason, lost): failed([part[0][1].image_id], reason, lost)
-    for _, (tables,) in in_halves([*self.opened(block, failed, {*self.read('images', block).image_id})], do, named, 1):
+    for _, (tables,) in in_halves([*self.opened(block, failed, {*self.read('images', block).image_id})], do, lambda part, *why: failed([part[0][1].image_id], *why), 1):
         for name, rows in tables.items(): out[name].append(rows)
     return {name: as_table(name, rows) for name, rows in out.items()}
 
-# %% ../nbs/06_sweep.ipynb #b7eb6c68
+# %% ../nbs/06_sweep.ipynb #c66c6517
 @patch
 def curve_of(self:Sweep,
     ex, # Example
@@ -479,6 +498,7 @@ def curve_of(self:Sweep,
         failed([ex.image_id], f'{self.sets} sets of neurons at a time were too many for the memory', False)
         self.sets //= 2
 
+# %% ../nbs/06_sweep.ipynb #2a459380
 @patch
 def ablate_block(self:Sweep,
     block:int, # number
@@ -486,12 +506,11 @@ def ablate_block(self:Sweep,
 ) -> dict: # tables
     "The curves of each picture"
     found = self.attributed(self.opened(block, failed, {*self.read('images', block).image_id}), failed)
-    def named(part, reason, lost): failed([part[0][1].image_id], reason, lost)
     def do(part): return [self.curve_of(*part[0][1:], self.config.seed + part[0][0]*self.config.draws, failed)]
-    curves = [rows for _, (rows,) in in_halves([*found], do, named, 1)]
+    curves = [rows for _, (rows,) in in_halves([*found], do, lambda part, *why: failed([part[0][1].image_id], *why), 1)]
     return dict(curve=self.with_bert(as_table('curve', curves)))
 
-# %% ../nbs/06_sweep.ipynb #c5b76da3
+# %% ../nbs/06_sweep.ipynb #4d89d294
 @patch
 def bert(self:Sweep): # a BERTScore scorer; None where no encoder was named
     "What scores texts against captions"
@@ -500,6 +519,7 @@ def bert(self:Sweep): # a BERTScore scorer; None where no encoder was named
         self._bert = load_bert(minilm() if self.config.bert == 'minilm' else self.config.bert) if self.config.bert else None
     return self._bert
 
+# %% ../nbs/06_sweep.ipynb #b4c96d80
 @patch
 def with_bert(self:Sweep,
     curve:pd.DataFrame, # rows of the table `curve`
@@ -509,7 +529,7 @@ def with_bert(self:Sweep,
     from mmneurons.agreement import bert_scores
     return against_original(curve, lambda new, old: bert_scores(self.bert(), new, old)).rename(columns=dict(score='bert'))
 
-# %% ../nbs/06_sweep.ipynb #8effee40
+# %% ../nbs/06_sweep.ipynb #b7103ca2
 @patch
 def measures(self:Sweep) -> dict: # name: `f(texts, example)` → a number for each text
     "The ways to score words against a picture"
@@ -524,6 +544,7 @@ def measures(self:Sweep) -> dict: # name: `f(texts, example)` → a number for e
         self._measures['CLIPScore'] = lambda texts, ex: clip_scores(clip, [ex.image]*len(texts), texts)
     return self._measures
 
+# %% ../nbs/06_sweep.ipynb #d02560dd
 @patch
 def scored(self:Sweep,
     ex, # Example
@@ -542,6 +563,7 @@ def scored(self:Sweep,
             for name, measure in self.measures().items():
                 yield dict(image_id=ex.image_id, exhibit=exhibit, arm=arm, measure=name, value=over(measure(texts, ex)) if texts else np.nan)
 
+# %% ../nbs/06_sweep.ipynb #c097638f
 @patch
 def scores_block(self:Sweep,
     block:int, # number
@@ -556,11 +578,10 @@ def scores_block(self:Sweep,
         own, other = (neurons[neurons.image_id == images.index[(images.index.get_loc(ex.image_id) + n) % len(images)]] for n in (0, 1))
         arms = dict(neurons=own, **{'wrong picture': other if len(images) > 1 else own.head(0), 'random neurons': matched(self._words, own, self.config.seed + i)})
         return [[*self.scored(ex, images.caption[ex.image_id], arms, self.config.seed + i)]]
-    def named(part, reason, lost): failed([part[0][1].image_id], reason, lost)
-    for _, (found,) in in_halves([*self.opened(block, failed, {*images.index})], do, named, 1): rows += found
+    for _, (found,) in in_halves([*self.opened(block, failed, {*images.index})], do, lambda part, *why: failed([part[0][1].image_id], *why), 1): rows += found
     return dict(scores=as_table('scores', rows))
 
-# %% ../nbs/06_sweep.ipynb #9109c85a
+# %% ../nbs/06_sweep.ipynb #1f1362ea
 def sweep(
     mm:MultimodalLM, # the model
     data, # a `Reader`, such as `open_data` gives
@@ -577,20 +598,3 @@ def sweep(
         if task in config.tasks and not work[task]():
             raise OSError(f'{folder}: some of the task {task} could not be written (see the table failures); make room and give the same command again: it goes on from here')
     return read_table(folder, 'failures')
-
-# %% ../nbs/06_sweep.ipynb #6c1e671f
-def cost(
-    run, # folder of a run over some dozens of pictures, on the device that is meant
-    pictures:int, # how many the larger one has
-    devices:int=1, # that share them
-) -> pd.DataFrame: # task, seconds (a picture), hours, gigabytes
-    "What a larger run of the same kind will take, from what this one took"
-    log = pd.concat([pd.read_csv(file) for file in sorted(Path(run).glob('log-*.csv'))])
-    n, rows = len(read_table(run, 'images', ['image_id'])), []
-    tables = dict(attribute=('images', 'neurons'), decode=('decoding',), masks=('overlaps', 'maps', 'activations'), ablate=('curve',), scores=('scores',))
-    for task, part in log.groupby('task', sort=False):
-        later = part[part.block > 0] if len(part) > 1 else part
-        size = sum(f.stat().st_size for t in tables[task] for f in (Path(run)/t).glob('*.parquet'))
-        seconds, times = (later.seconds.sum()/later.n.sum(), pictures) if task != 'decode' else (part.seconds.sum(), 1)
-        rows.append(dict(task=task, seconds=seconds, hours=seconds*times/3600/devices, gigabytes=size/1e9*(pictures/n if task != 'decode' else 1)))
-    return pd.DataFrame(rows)
