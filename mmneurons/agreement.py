@@ -65,7 +65,9 @@ def bert_scores(
     "How well each text agrees with what people said of the picture"
     several = [[c] if isinstance(c, str) else list(c) for c in captions]
     pairs = [(t, c) for t, cs in zip(texts, several, strict=True) for c in cs]
-    f1 = iter(scorer.score(*map(list, zip(*pairs)))[2].tolist())
+    whole = [p for p in pairs if p[0].strip() and p[1].strip()]                     # of nothing the library makes an error
+    scored = iter(scorer.score(*map(list, zip(*whole)))[2].tolist() if whole else [])
+    f1 = iter([next(scored) if p[0].strip() and p[1].strip() else 0. for p in pairs])
     return np.array([np.mean([next(f1) for _ in cs]) for cs in several])
 
 # %% ../nbs/03b_agreement.ipynb #9e6a55b6

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['LEAD', 'SUFFIXES', 'VOC', 'SOURCES', 'Late', 'Example', 'ImageError', 'open_image', 'words_of', 'nouns', 'first_noun',
            'content_words', 'Reader', 'read_text', 'read_json', 'needs', 'open_mask', 'gallery', 'mask_pictures',
-           'image_folder', 'coco', 'voc', 'class_folders', 'cc3m', 'webdataset', 'hf', 'corpus', 'open_data',
-           'same_noun', 'bootstrap']
+           'image_folder', 'inside', 'coco', 'write_coco', 'voc', 'class_folders', 'cc3m', 'webdataset', 'hf', 'corpus',
+           'open_data', 'same_noun', 'bootstrap']
 
 # %% ../nbs/00a_data.ipynb #1b645389
-import base64, contextlib, csv, html, importlib, io, json, re, tarfile, warnings, zlib
+import base64, csv, html, importlib, io, json, os, re, tarfile, warnings, zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -109,7 +109,7 @@ def words_of(text:str,  # a caption
              pos:tuple  # spaCy's parts of speech
             ) -> list[str]: # lower case, in the order of the text, with repetitions
     "The words of a caption that are one of these parts of speech"
-    text = ' '.join(text.split())
+    text = ' '.join(text[:2000].split())             # of a longer one, a page of a book perhaps, only the beginning
     if not text: return []
     doc = _tagger()(LEAD + text[0].lower() + text[1:])
     return [t.text.lower() for t in doc if t.idx >= len(LEAD) and t.pos_ in pos and t.is_alpha]
@@ -254,35 +254,118 @@ def image_folder(path:str|Path,               # folder with pictures
         return replace(ex, masks=mask_pictures(masks, ex)) if masks else ex
     return Reader([dict(image_id=Path(n).with_suffix('').as_posix(), file=path/n, captions=said.get(n, [])) for n in names], load)
 
+# %% ../nbs/00a_data.ipynb #84c056c6
+def _coco_runs(text):
+    "The run lengths that COCO packs into a string: five bits a character, each run but the first three as a difference to the last but one"
+    runs, x, shift = [], 0, 0
+    for c in text.encode() if isinstance(text, str) else text:
+        x, shift = x | ((c - 48) & 31) << shift, shift + 5
+        if (c - 48) & 32: continue
+        if (c - 48) & 16: x -= 1 << shift
+        runs.append(x + (runs[-2] if len(runs) > 2 else 0))
+        x = shift = 0
+    return runs
+
+
 # %% ../nbs/00a_data.ipynb #80e28a51
-def _coco_masks(api, cats, image_id, size):
-    "The union of each category's objects, by name; regions of a crowd are left out"
-    masks = {}
-    for a in api.loadAnns(api.getAnnIds(imgIds=image_id, iscrowd=False)):
-        m = np.asarray(Image.fromarray(api.annToMask(a)).resize(size, Image.NEAREST)).astype(bool)
-        masks[cats[a['category_id']]] = masks.get(cats[a['category_id']], False) | m
+def _coco_mask(a, height, width):
+    "The mask of one annotation, a polygon or a run-length code, or an error that says what is wrong with it"
+    from pycocotools import mask as rle
+    found, size = a['segmentation'], [height, width]
+    if isinstance(found, dict):
+        if found['size'] != size: raise ValueError(f'its mask is of {found["size"]}, the picture of {size} pixels')
+        runs = found['counts'] if isinstance(found['counts'], list) else _coco_runs(found['counts'])
+        if sum(runs) != height*width or min(runs) < 0: raise ValueError(f'its run lengths add up to {sum(runs)} pixels of {height*width}')
+        return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+    polygons = [np.asarray(p, float) for p in found]
+    if any(len(p) < 6 or len(p) % 2 or not np.isfinite(p).all() for p in polygons): raise ValueError('a polygon needs three corners or more, each of two numbers')
+    near = [p.clip(-9*max(size), 9*max(size)).tolist() for p in polygons]                  # its outline takes memory
+    return rle.decode(rle.merge(rle.frPyObjects(near, height, width))).astype(bool)
+
+
+# %% ../nbs/00a_data.ipynb #68996add
+def _coco_marked(file):
+    "What is marked in each picture: {id: [(category, annotation)]}"
+    data, marked = read_json(file), {}
+    try:
+        names = {c['id']: c['name'] for c in data['categories']}
+        for a in data['annotations']: marked.setdefault(a['image_id'], []).append((names.get(a['category_id']), a))
+    except (KeyError, TypeError) as e: raise ValueError(f'{file}: not a file of COCO instances ({type(e).__name__}: {e})') from None
+    return marked
+
+def _coco_masks(marked, size, shown):
+    "The union of each category's objects, by name, at the size (width, height) at which the picture is shown; regions of a crowd are left out"
+    masks, size = {}, [given or known for given, known in zip(size, shown[::-1])]
+    for category, a in marked:
+        if a.get('iscrowd'): continue
+        if category is None: raise ValueError(f"annotation {a.get('id')}: there is no category {a['category_id']}")
+        try: mask = _coco_mask(a, *size)
+        except (ValueError, KeyError, TypeError) as e: raise ValueError(f"annotation {a.get('id')}: {e}") from None
+        masks[category] = masks.get(category, False) | np.asarray(Image.fromarray(mask).resize(shown, Image.NEAREST))
     return masks
 
+
+# %% ../nbs/00a_data.ipynb #db48b830
+def _coco_files(root, part):
+    "Pictures, captions and masks of one part of COCO as its archives unpack"
+    captions, instances = (root/'annotations'/f'{kind}_{part}.json' for kind in ('captions', 'instances'))
+    if not captions.is_file(): raise FileNotFoundError(f'{captions}: there is no such file; unpack annotations_trainval2017.zip in {root}, or name the file with captions=FILE')
+    return root/part, captions, instances if instances.is_file() else None
+
+def inside(folder:str|Path, # where a file must be
+           name:str         # as a table calls it
+          ) -> Path:
+    "The file `name` in `folder`; an error where the name climbs out of it"
+    path = Path(os.path.normpath(Path(folder)/name))
+    if not path.is_relative_to(os.path.normpath(folder)): raise ImageError(f'{name}: this name leads out of the folder {folder}')
+    return path
+
+
 # %% ../nbs/00a_data.ipynb #8effee40
-def coco(images:str|Path,              # folder with the pictures, such as val2017
-         captions:str|Path,            # such as annotations/captions_val2017.json
-         instances:str|Path|None=None  # such as annotations/instances_val2017.json: gives the masks
+def coco(images:str|Path,              # folder with the pictures, such as val2017; without `captions` the folder above it
+         captions:str|Path|None=None,  # such as annotations/captions_val2017.json
+         instances:str|Path|None=None, # such as annotations/instances_val2017.json: gives the masks
+         part:str='val2017'            # which pictures, where `images` is the folder that holds everything
         ) -> Reader:
     "MS-COCO, or anything in its format"
+    if captions is None: images, captions, instances = _coco_files(Path(images), part)
     if instances and not Path(instances).is_file(): raise FileNotFoundError(f'{instances}: there is no such file')
-    data, said, masks = read_json(captions), {}, None
-    if not isinstance(data, dict) or not {'images', 'annotations'} <= data.keys(): raise ValueError(f'{captions}: not a file of COCO captions')
-    for a in data['annotations']: said.setdefault(a['image_id'], []).append(a['caption'].strip())
-    if instances:
-        from pycocotools.coco import COCO
-        with contextlib.redirect_stdout(io.StringIO()): api = COCO(instances)
-        masks = partial(_coco_masks, api, {c['id']: c['name'] for c in api.dataset['categories']})
-    rows = [dict(image_id=str(im['id']), file=Path(images)/im['file_name'], captions=said.get(im['id'], []))
-            for im in sorted(data['images'], key=lambda im: im['id'])]
+    data, said, marked = read_json(captions), {}, {}
+    try:
+        for a in data['annotations']: said.setdefault(a['image_id'], []).append(a['caption'].strip())
+        rows = [dict(image_id=str(im['id']), id=im['id'], name=im['file_name'], size=(im.get('height'), im.get('width')), captions=said.get(im['id'], []))
+                for im in sorted(data['images'], key=lambda im: im['id'])]
+    except (KeyError, TypeError, AttributeError) as e: raise ValueError(f'{captions}: not a file of COCO captions ({type(e).__name__}: {e})') from None
+    twice = next((a['image_id'] for a, b in zip(rows, rows[1:]) if a['id'] == b['id']), None)
+    if twice: raise ValueError(f'{captions}: two pictures have the id {twice}')
+    if instances: marked = _coco_marked(instances)
     def load(row):
-        ex = _captioned(row)
-        return replace(ex, masks=masks(int(row['image_id']), ex.image.size)) if masks else ex
+        ex = _captioned(dict(row, file=inside(images, row['name'])))
+        return replace(ex, masks=_coco_masks(marked.get(row['id'], []), row['size'], ex.image.size))
     return Reader(rows, load)
+
+
+# %% ../nbs/00a_data.ipynb #63f0cc5c
+def write_coco(data,            # a `Reader`, or any Examples
+               folder:str|Path, # made where missing
+               part:str='val2017' # what this part of the data set is called
+              ):
+    "Write pictures, captions and masks as MS-COCO lays them out"
+    folder, images, captions, marked, names = Path(folder), [], [], [], {}
+    for path in (folder/part, folder/'annotations'): path.mkdir(parents=True, exist_ok=True)
+    for n, ex in enumerate(data, 1):
+        ex.image.save(folder/part/f'{n:012}.png')
+        images.append(dict(id=n, file_name=f'{n:012}.png', width=ex.image.width, height=ex.image.height, name=ex.image_id))
+        captions += [dict(id=len(captions) + k, image_id=n, caption=c) for k, c in enumerate(ex.captions, 1)]
+        for noun, mask in ex.masks.items():
+            flat = np.asarray(mask).T.ravel()
+            edges = np.flatnonzero(np.diff(flat, prepend=False)).tolist()
+            runs = np.diff([0, *edges, flat.size]).tolist()
+            marked.append(dict(id=len(marked) + 1, image_id=n, category_id=names.setdefault(noun, len(names) + 1), iscrowd=0, area=int(flat.sum()),
+                               segmentation=dict(size=list(mask.shape), counts=runs)))
+    for kind, rest in dict(captions=dict(annotations=captions), instances=dict(annotations=marked, categories=[dict(id=i, name=c) for c, i in names.items()])).items():
+        (folder/'annotations'/f'{kind}_{part}.json').write_text(json.dumps(dict(images=images, **rest)), 'utf-8')
+
 
 # %% ../nbs/00a_data.ipynb #766f6331
 VOC = ('aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant '
@@ -409,15 +492,15 @@ def corpus(path:str|Path,        # folder with a manifest.csv
 def _captions_table(path, images=None, **columns): return image_folder(images or Path(path).parent, path, **columns)
 
 SOURCES = dict(gallery=lambda _: gallery(), corpus=corpus, coco=coco, voc=voc, folders=class_folders, cc3m=cc3m,
-               webdataset=webdataset, table=_captions_table, hf=hf)
+               webdataset=webdataset, table=_captions_table, folder=image_folder, hf=hf)
 
 # %% ../nbs/00a_data.ipynb #1f1362ea
 def open_data(spec:str,           # such as corpus:FOLDER or coco:val2017,captions=captions_val2017.json
               split:str|None=None # 'train' or 'val'; None: all of it
              ) -> Reader:
     "The data set that one line names, or what is set apart in it for training or validation"
-    kind, _, rest = spec.partition(':')
-    if kind not in SOURCES or ':' not in spec: raise ValueError(f'{spec!r} names no data set; it begins with one of {" ".join(f"{k}:" for k in SOURCES)}')
+    kind, _, rest = (spec if ':' in spec else f'{spec}:{spec}').partition(':')          # gallery, and corpus for a folder of that name
+    if kind not in SOURCES: raise ValueError(f'{spec!r} names no data set; it begins with one of {" ".join(f"{k}:" for k in SOURCES)}')
     where, *options = re.split(r',(?=\w+=)', rest)
     options = dict(o.split('=', 1) for o in options)
     if kind == 'corpus' and split: options = {'split': split} | options

@@ -12,6 +12,7 @@ __all__ = ['LIMBER', 'RECIPES', 'TrainConfig', 'lr_at', 'processes', 'encoder_ke
 # %% ../nbs/01_train_projection.ipynb #ac3478d6
 import contextlib, errno, hashlib, io, json, math, os, pickle, shutil, sys, time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -81,7 +82,8 @@ def processes(
     device=None, # where the model is or will be
 ) -> PartialState: # num_processes, process_index, is_main_process, device, wait_for_everyone()
     "The processes that train together, as `accelerate` knows them; on its own, a process is the main one of one"
-    return PartialState(cpu=torch.device(device).type == 'cpu' if device else not torch.cuda.is_available())
+    cpu = torch.device(device).type == 'cpu' if device else not torch.cuda.is_available()
+    return PartialState(cpu=cpu, timeout=timedelta(days=7))        # one of them may be slower than the others
 
 # %% ../nbs/01_train_projection.ipynb #0716d970
 def encoder_key(
