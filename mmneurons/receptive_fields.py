@@ -71,7 +71,7 @@ def position_mean(
 ) -> torch.Tensor: # (layer, unit, patch)
     "Each unit's mean activation at each patch over `images`: its habits of place"
     total, n = 0, 0
-    for n, image in enumerate(tqdm(images, desc='habits of place', unit='picture', leave=False), 1): total = total + unit_activations(mm, image)
+    for n, image in enumerate(tqdm(images, desc='habits of place', unit='picture', leave=False, disable=None), 1): total = total + unit_activations(mm, image)
     if not n: raise ValueError('no pictures to measure the habits of place on')
     return total/n
 
@@ -145,7 +145,7 @@ def field_thresholds(
 ) -> np.ndarray: # (neuron,)
     "The value that each neuron exceeds on a share `top` of the pixels of a data set: one pass, fixed memory"
     seen = Quantiles(len(neurons))
-    for image in tqdm(images, desc='thresholds', unit='picture', leave=False): seen.add(heatmap(mm, image, neurons, baseline, size).reshape(len(neurons), -1))
+    for image in tqdm(images, desc='thresholds', unit='picture', leave=False, disable=None): seen.add(heatmap(mm, image, neurons, baseline, size).reshape(len(neurons), -1))
     return seen.quantile(1 - top)
 
 # %% ../nbs/04_receptive_fields.ipynb #972a67c4
