@@ -53,16 +53,27 @@ class Exhibit:
     table: pd.DataFrame|None = None  # published beside ours
     figure: Figure|None = None       # drawn from the run
 
-    def png(self) -> bytes:
+    def __post_init__(self):
+        if self.figure is not None: plt.close(self.figure)           # it is shown by the exhibit alone
+
+    def picture(self,
+        kind:str='png', # 'png' or 'jpeg'
+    ) -> bytes:
         "The figure as a file"
         buffer = io.BytesIO()
-        self.figure.savefig(buffer, dpi=100)
+        self.figure.savefig(buffer, dpi=100, format=kind)
         return buffer.getvalue()
+
+    def uri(self) -> str:
+        "The figure inside a page, as JPEG where that is smaller: photographs"
+        kinds = {kind: self.picture(kind) for kind in ('png', 'jpeg')}
+        kind = min(kinds, key=lambda k: len(kinds[k]))
+        return f'data:image/{kind};base64,{base64.b64encode(kinds[kind]).decode()}'
 
     def _repr_html_(self):
         shown = f'<h3>{html.escape(self.name)}</h3><p>{html.escape(self.said)}</p>'
         if self.table is not None: shown += self.table.to_html(index=False, na_rep='–', float_format='%.3g', escape=True)
-        if self.figure is not None: shown += f'<img alt="{html.escape(self.name)}" src="data:image/png;base64,{base64.b64encode(self.png()).decode()}">'
+        if self.figure is not None: shown += f'<img alt="{html.escape(self.name)}" src="{self.uri()}">'
         return shown
 
 # %% ../nbs/06a_paper.ipynb #17ba0791
@@ -88,7 +99,8 @@ def made(
     "The exhibit, or a sentence where the run has no rows for it"
     table = NEEDS.get(make.__name__, 'decoding')
     if len(getattr(run, table)): return make(run)
-    return Exhibit(make.__name__.replace('_s', ' S.').replace('_', ' ').capitalize(), f'Not measured: this run has no rows in the table {table}.')
+    name = make.__name__.replace('_s', ' S.').replace('_', ' ')
+    return Exhibit(name[0].upper() + name[1:], f'Not measured: this run has no rows in the table {table}.')
 
 # %% ../nbs/06a_paper.ipynb #9e6a55b6
 PUBLISHED_1 = {('wrong picture', 'BERTScore'): .3627, ('neurons', 'BERTScore'): .3848, ('caption', 'BERTScore'): .5251,
@@ -419,7 +431,7 @@ def paper(
     for e in exhibits(run):
         name = e.name.lower().replace(' ', '-').replace('.', '')
         if e.table is not None: e.table.to_csv(out/f'{name}.csv', index=False)
-        if e.figure is not None: (out/f'{name}.png').write_bytes(e.png()); plt.close(e.figure)
+        if e.figure is not None: (out/f'{name}.png').write_bytes(e.picture())
         page.append(e._repr_html_())
     head = f'<!doctype html><meta charset="utf-8"><meta name="generator" content="mmneurons {__version__}"><title>{html.escape(run.folder.name)}</title>'
     style = '<style>body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}table{border-collapse:collapse;font-size:14px}td,th{padding:.2em .7em;text-align:left}img{max-width:100%}</style>'
