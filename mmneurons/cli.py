@@ -24,8 +24,8 @@ def say(
     message, # text or exception
 ):
     "One line on standard error"
-    text = ''.join(c if c.isprintable() else f'\\x{ord(c):02x}' for c in ' '.join(str(message).split()))
-    tqdm.write(f'mmneurons: {text}', file=sys.stderr)
+    from mmneurons.data import one_line
+    tqdm.write(f'mmneurons: {one_line(message)}', file=sys.stderr)
 
 # %% ../nbs/10_cli.ipynb #0ade7c2c
 class ModelError(Exception): "The model cannot be loaded, so there is nothing to do"

@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from . import __version__
+from .data import one_line
 from .model import MultimodalLM, random_neurons
 from .pairs import licence_of
 from .attribution import Attribution, attribute, top_neurons
@@ -138,14 +139,14 @@ def as_text(
 ) -> str:
     "The look as lines for a terminal"
     a, of = look.attribution, look.settings
-    lines = [look.image_id, f'  “{a.caption}”', *(f'  note: {n}' for n in a.notes), f'  {a.target}  P = {probability(a.prob)}', '',
+    lines = [one_line(look.image_id), f'  “{one_line(a.caption)}”', *(f'  note: {one_line(n)}' for n in a.notes), f'  {one_line(a.target)}  P = {probability(a.prob)}', '',
              f'  {"neuron":16}{"score":>7}  {"patch":7}words (* readable, as are {of["n_readable"]} of the highest {of["n_top"]})']
     for n in look.neurons.itertuples():
         head = f'  {n.name:14}{" *"[n.interpretable]} {n.score:6.2f}  {f"{n.row},{n.column}":7}'
         lines.append(fill(', '.join(map(show_token, n.tokens)), width, initial_indent=head, subsequent_indent=' '*len(head)))
-    lines += ['', f'  switched off{"":26}P({a.target})  caption']
+    lines += ['', f'  switched off{"":26}P({one_line(a.target)})  caption']
     for r in look.ablation.itertuples():
-        lines.append(f'  {ARMS[r.arm].format(r.n_ablated):38}{probability(r.p_target):>7}  “{r.caption}”' + f'  (seed {of["seed"]})'*(r.arm == 'random'))
+        lines.append(f'  {ARMS[r.arm].format(r.n_ablated):38}{probability(r.p_target):>7}  “{one_line(r.caption)}”' + f'  (seed {of["seed"]})'*(r.arm == 'random'))
     return '\n'.join(lines)
 
 # %% ../nbs/09_report.ipynb #cb7a1d77

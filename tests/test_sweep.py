@@ -158,7 +158,8 @@ def test_what_looks_like_coco_gives_what_its_origin_gives(tmp_path):
         pd.testing.assert_frame_equal(there[name][columns], here[name][columns])
 
 def test_from_the_command_line(tmp_path):
-    pictures(tmp_path/'pictures', 3)
+    (tmp_path/'pictures').mkdir()
+    for i, name in enumerate(('dog', 'bus')): (tmp_path/'pictures'/f'{2*i}.jpg').write_bytes((ROOT/'mmneurons'/'assets'/'gallery'/f'{name}.jpg').read_bytes())
     (tmp_path/'pictures'/'1.png').write_bytes(b'torn')
     command = [sys.executable, '-m', 'mmneurons.cli', 'sweep', '--data', 'folder:pictures', '--tasks', 'attribute', '--out', 'run', '--k', '5']
     for _ in range(2):                                                        # the second finds everything done
