@@ -2,15 +2,21 @@
 
     python benchmarks/sounds.py data/sounds                                  the recordings
     python benchmarks/hearing.py train --sounds data/sounds                  the projection, to data/ear/projection.safetensors
-    python benchmarks/hearing.py measure --sounds data/sounds --corpus data/corpus   the tables, to nbs/data
+    python benchmarks/hearing.py measure --sounds data/sounds --corpus data/corpus   the tables hearing*.csv, to nbs/data
+
+Stopped, each goes on where it was.
 """
 import argparse
 from pathlib import Path
 
-import torch
+import numpy as np, pandas as pd, torch
 
-from mmneurons.hearing import ear, sounds
-from mmneurons.model import MultimodalLM
+from mmneurons.attribution import attribute, top_neurons
+from mmneurons.data import corpus
+from mmneurons.hearing import WINDOW, article, best_units, by_chance, course, ear, loud, placed, read_sound, shared, sounds, spectrogram, word_scores
+from mmneurons.model import MultimodalLM, random_neurons
+from mmneurons.overlap import roc_auc
+from mmneurons.receptive_fields import position_mean
 from mmneurons.train import Features, TrainConfig, train_projection
 
 RECIPE = TrainConfig(steps=240, batch_size=16, lr=2e-3, warmup=15, keep=.5, prompt='The sound of', feature_dropout=.1, vocab='captions', val_every=10**6,
@@ -22,6 +28,112 @@ def run_train(args, mm):
     train = Features(listener, sounds(args.sounds, 'train', args.copies), Path(args.work)/'features')
     train_projection(listener, train, RECIPE, args.work)
 
+def kept(file, make):
+    "What `make()` gives, made once"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(make(), file)
+    return torch.load(file)
+
+@torch.no_grad()
+def choices(mm, image, firsts):
+    "Probabilities of the words, at the step behind the article"
+    soft, articles = mm.soft_prompt([image]), {w: mm.tokenizer(f' {w}', add_special_tokens=False).input_ids for w in ('a', 'an')}
+    start, out = mm(mm.embed(soft)).float().softmax(-1)[0], {}
+    after = {w: mm(mm.embed(soft, ids)).float().softmax(-1)[0] for w, ids in articles.items()}
+    for word, first in firsts.items():
+        a = article(word).split()[0]
+        out[word] = (start[articles[a][0]]*after[a][first]).item()
+    return pd.Series(out)/sum(out.values())
+
+def nearest(listener, train, image):
+    "The word whose mean training features are nearest, by cosine: what the encoder knows without a language model"
+    x = listener.patches([image])[0].float().mean(0)
+    return train.index[(torch.nn.functional.normalize(torch.tensor(train.to_numpy()), dim=1) @ torch.nn.functional.normalize((x - train.attrs['mean'])/train.attrs['std'], dim=0)).argmax()]
+
+def centroids(listener, data):
+    x = torch.stack([listener.patches([data[i].image])[0].float().mean(0) for i in range(len(data))])
+    mean, std = x.mean(0), x.std(0)
+    out = pd.DataFrame(((x - mean)/std).numpy(), index=[data.rows[i]['word'] for i in range(len(data))]).groupby(level=0).mean()
+    out.attrs.update(mean=mean, std=std)
+    return out
+
+def run_naming(args, mm):
+    "What the model calls each recording, beside the encoder alone and silence"
+    listener, rows = ear(mm, args.projection), []
+    train, test = sounds(args.sounds, 'train'), sounds(args.sounds, 'test')
+    words = sorted({r['word'] for r in test.rows})
+    firsts = {w: mm.tokenizer(f' {w}', add_special_tokens=False).input_ids[0] for w in words}
+    silent = choices(listener, spectrogram(np.random.default_rng(0).standard_normal(WINDOW)*1e-3), firsts)
+    near = centroids(listener, train)
+    for data, split in ((test, 'test'), (train, 'train')):
+        for i in range(len(data)):
+            ex = data[i]
+            p, word = choices(listener, ex.image, firsts), ex.nouns[0]
+            rows.append(dict(image_id=ex.image_id, split=split, package=data.rows[i]['package'], word=word, said=p.idxmax(), p=p[word], rank=int((p > p[word]).sum()) + 1,
+                             noise=silent.idxmax(), p_noise=silent[word], nearest=nearest(listener, near, ex.image)))
+            print(rows[-1], flush=True)
+    pd.DataFrame(rows).to_csv(Path(args.out)/'hearing-naming.csv', index=False, float_format='%.4g')
+
+def pictures_of(args, word, n):
+    "Pictures of a thing, held-out ones first"
+    data = corpus(args.corpus)
+    order = {'train': 9}
+    rows = [r for r in data.rows if r['noun'] == word]
+    rng = np.random.default_rng(0)
+    rows = [rows[i] for i in rng.permutation(len(rows))]
+    return [data.load(r) for r in sorted(rows, key=lambda r: order.get(r['split'], 0))[:n]]
+
+def run_eye(args, mm):
+    "The scores of each word by eye"
+    for word in sorted({r['word'] for r in sounds(args.sounds, 'test').rows}):
+        kept(Path(args.work)/'eye'/f'{word}.pt', lambda: word_scores(mm, [ex.image for ex in pictures_of(args, word, args.n)], word).half())
+        print(word, flush=True)
+
+def run_ear(args, mm):
+    "The scores of each word by ear: of its own held-out sounds, and, as a control, of sounds of other things"
+    listener, data = ear(mm, args.projection), sounds(args.sounds, 'test')
+    rng, words = np.random.default_rng(0), sorted({r['word'] for r in data.rows})
+    for word in words:
+        own = [data[i].image for i, r in enumerate(data.rows) if r['word'] == word][:args.n]
+        others = rng.permutation([i for i, r in enumerate(data.rows) if r['word'] != word])[:len(own)]
+        kept(Path(args.work)/'ear'/f'{word}.pt', lambda: word_scores(listener, own, word).half())
+        kept(Path(args.work)/'other'/f'{word}.pt', lambda: word_scores(listener, [data[int(i)].image for i in others], word).half())
+        print(word, flush=True)
+
+def run_overlap(args, mm=None):
+    "The table of shared units, from what `eye` and `ear` left"
+    load = lambda arm: {f.stem: torch.load(f).float() for f in sorted((Path(args.work)/arm).glob('*.pt'))}
+    seen, rows = load('eye'), []
+    n_units = next(iter(seen.values())).shape[1]
+    for k in (25, 100):
+        for specific in (True, False):
+            eye = best_units(seen, k, specific)
+            for arm in ('ear', 'other'):
+                heard = best_units(load(arm), k, specific)
+                chance = {(a, b): by_chance(x, y, n_units) for a, x in heard.items() for b, y in eye.items()}
+                rows.append(shared(heard, eye).assign(arm='own sounds' if arm == 'ear' else 'other sounds', k=k, specific=specific,
+                                                      chance=lambda t: [chance[a, b] for a, b in zip(t.ear, t.eye)]))
+    pd.concat(rows).to_csv(Path(args.out)/'hearing-overlap.csv', index=False, float_format='%.4g')
+
+def run_time(args, mm):
+    "Are a sound's units active while it sounds? Chosen with the sound early in the window, measured with the sound late in it"
+    listener, data, rows = ear(mm, args.projection), sounds(args.sounds, 'test'), []
+    train = sounds(args.sounds, 'train', 1)
+    some = np.random.default_rng(0).permutation(range(len(train)//2, len(train)))[:40]         # augmented: anywhere in the window
+    usual = position_mean(listener, [train[int(i)].image for i in some])
+    for row in data.rows:
+        samples = read_sound(Path(args.sounds)/row['file'])
+        early, late = placed(samples, 0), placed(samples, 1)
+        truth = loud(late)
+        if len(samples) > WINDOW or truth.mean() > .5: continue
+        top = top_neurons(attribute(listener, spectrogram(early), row['word'], caption=article(row['word'])), 100)
+        for arm, units in dict(top=top, random=random_neurons(top, listener.n_units)).items():
+            heat = course(listener, spectrogram(late), units, usual)
+            rows.append(dict(image_id=row['image_id'], word=row['word'], arm=arm, loud=truth.mean(), auc=roc_auc(heat.numpy()[:, None], truth[None]).mean()))
+        print(rows[-2:], flush=True)
+    pd.DataFrame(rows).to_csv(Path(args.out)/'hearing-time.csv', index=False, float_format='%.4g')
+
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('what', choices=[k[4:] for k in globals() if k.startswith('run_')])
@@ -29,8 +141,10 @@ if __name__ == '__main__':
     p.add_argument('--corpus', default='data/corpus')
     p.add_argument('--work', default='data/ear')
     p.add_argument('--out', default='nbs/data')
+    p.add_argument('--projection')
     p.add_argument('--copies', type=int, default=4)
+    p.add_argument('-n', type=int, default=3)
     args = p.parse_args()
     torch.set_num_threads(1)
-    mm = MultimodalLM.from_pretrained('pocket', dtype=torch.bfloat16)
+    mm = None if args.what == 'overlap' else MultimodalLM.from_pretrained('pocket', dtype=torch.bfloat16)
     globals()[f'run_{args.what}'](args, mm)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RATE', 'WINDOW', 'HOP', 'EAR', 'resample', 'read_sound', 'placed', 'spectrogram', 'augmented', 'article', 'sounds',
-           'ear']
+           'ear', 'word_scores', 'best_units', 'shared', 'by_chance', 'course', 'loud']
 
 # %% ../nbs/08_hearing.ipynb #77de68da
 import hashlib
@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np, pandas as pd, soundfile, torch
 import torch.nn.functional as F
 from PIL import Image
-from tqdm.auto import tqdm
 from transformers.audio_utils import mel_filter_bank
 
-from .attribution import Attribution, attribute, top_neurons
+from .attribution import attribute
 from .data import Example, Reader
 from .encoders import ENCODERS, SOURCES, Encoder, EncoderSpec
 from .model import MultimodalLM, ModelConfig, load_projection
+from .receptive_fields import patch_activations, unit_activations
 
 # %% ../nbs/08_hearing.ipynb #ac3478d6
 RATE, WINDOW, HOP = 16_000, 65_536, 128 # samples a second; samples of a window, 4.1 s; samples between two columns of the spectrogram
@@ -106,15 +106,13 @@ def sounds(
     return Reader([r | dict(copy=c, image_id=r['image_id'] + f'~{c}'*bool(c)) for c in range(copies + 1) for r in rows], partial(_heard, root=folder))
 
 # %% ../nbs/08_hearing.ipynb #91032ad7
-def _ear_build(spec, pretrained): return SOURCES['timm'][0](spec, pretrained)
-
 def _ear_map(model, pixels, name):
     "Halfway through the network: a column of four bands of pitch for each of 16 stretches of time"
     x, = model.forward_intermediates(pixels, indices=[3], intermediates_only=True, stop_early=True)
     return F.adaptive_avg_pool2d(x, (4, 16)).permute(0, 3, 2, 1).flatten(2)[:, None]
 
 # %% ../nbs/08_hearing.ipynb #472b07b9
-SOURCES['spectrogram'] = _ear_build, _ear_map
+SOURCES['spectrogram'] = SOURCES['timm'][0], _ear_map
 EAR = EncoderSpec('tf_efficientnet_lite2', (128, 512), source='spectrogram', **{k: getattr(ENCODERS['efficientnet-lite2'], k) for k in ('file', 'sha256', 'requirement', 'licence')})
 
 # %% ../nbs/08_hearing.ipynb #12c6fc06
@@ -127,3 +125,62 @@ def ear(
     out = MultimodalLM(Encoder(EAR), mm.lm, mm.tokenizer, config)
     if projection is not False: load_projection(out, projection or files('mmneurons')/'assets'/'pocket-ear.safetensors')
     return out
+
+# %% ../nbs/08_hearing.ipynb #4d134bc0
+def word_scores(
+    mm:MultimodalLM, # with an eye or an ear
+    images, # PIL images: pictures, or spectrograms
+    word:str, # the word to attribute, whatever is seen or heard
+) -> torch.Tensor: # (layer, unit)
+    "Eq. 2 for one word, the mean over several pictures or sounds"
+    found = attribute(mm, images, word, caption=article(word), batch=1)
+    return torch.stack([a.scores for a in found]).mean(0)
+
+# %% ../nbs/08_hearing.ipynb #f6e1126c
+def best_units(
+    scores, # {word: (layer, unit)}
+    k:int=100, # units a word
+    specific:bool=True, # rank what a word has above the mean of the other words; else the scores themselves
+) -> dict: # {word: indices (k,) into layer × unit}
+    "Each word's highest units"
+    every = torch.stack(list(scores.values()))
+    usual = (every.sum(0) - every)/max(1, len(every) - 1) if specific else torch.zeros_like(every)
+    return {w: (s - u).flatten().topk(k).indices for w, s, u in zip(scores, every, usual)}
+
+# %% ../nbs/08_hearing.ipynb #887309d0
+def shared(
+    heard:dict, # {word: indices (k,)}, from `best_units`
+    seen:dict, # the same, of other pictures or sounds
+) -> pd.DataFrame: # ear, eye, share: one row for each pair of words
+    "Which share of a word's units by ear are also units of a word by eye"
+    return pd.DataFrame([dict(ear=a, eye=b, share=torch.isin(x, y).float().mean().item()) for a, x in heard.items() for b, y in seen.items()])
+
+# %% ../nbs/08_hearing.ipynb #bc33ea4e
+def by_chance(
+    heard, # indices (k,) into layer × unit
+    seen, # indices (k,)
+    n_units:int, # units of a layer
+) -> float:
+    "The share that random units of the same layers as `heard` would have, on average"
+    layers = torch.stack([torch.bincount(i//n_units, minlength=1 + max(heard.max(), seen.max()).item()//n_units) for i in (heard, seen)]).double()
+    return (layers[0]*layers[1]/n_units).sum().item()/len(heard)
+
+# %% ../nbs/08_hearing.ipynb #22d200f8
+def course(
+    mm:MultimodalLM, # with an ear
+    image, # a spectrogram
+    neurons:pd.DataFrame, # columns layer, unit, sign
+    usual=0, # (layer, unit, patch) to compare with, from `position_mean` over many sounds
+) -> torch.Tensor: # (neuron, patch): one number for each quarter of a second
+    "When each neuron fires"
+    return patch_activations(unit_activations(mm, image) - usual, neurons)
+
+# %% ../nbs/08_hearing.ipynb #63266754
+def loud(
+    samples, # (WINDOW,)
+    n:int=16, # stretches
+    below:float=30., # decibels under the loudest stretch
+) -> np.ndarray: # (n,) bool
+    "In which stretches of time there is sound"
+    power = (np.asarray(samples).reshape(n, -1)**2).mean(1)
+    return power > power.max()*10**(-below/10)
