@@ -1,10 +1,9 @@
 """Hearing: train the ear's projection, and compare the neurons of sounds with the neurons of pictures.
 
     python benchmarks/sounds.py data/sounds                                  the recordings
-    python benchmarks/hearing.py train --sounds data/sounds                  the projection, to data/ear/projection.safetensors
-    python benchmarks/hearing.py measure --sounds data/sounds --corpus data/corpus   the tables hearing*.csv, to nbs/data
+    python benchmarks/hearing.py all --sounds data/sounds --corpus data/corpus   the projection, to data/ear, and the tables hearing*.csv, to nbs/data
 
-Stopped, each goes on where it was.
+In place of `all`, one of its steps: train, naming, eye, ear, overlap, time. Stopped, train, eye and ear go on where they were.
 """
 import argparse
 from pathlib import Path
@@ -19,7 +18,7 @@ from mmneurons.overlap import roc_auc
 from mmneurons.receptive_fields import position_mean
 from mmneurons.train import Features, TrainConfig, train_projection
 
-RECIPE = TrainConfig(steps=240, batch_size=16, lr=2e-3, warmup=15, keep=.5, prompt='The sound of', feature_dropout=.1, vocab='captions', val_every=10**6,
+RECIPE = TrainConfig(steps=300, batch_size=8, lr=1.5e-3, warmup=15, keep=.5, prompt='The sound of', feature_dropout=.1, vocab='captions', val_every=10**6,
                      checkpoint_every=10)
 
 def run_train(args, mm):
@@ -46,32 +45,33 @@ def choices(mm, image, firsts):
         out[word] = (start[articles[a][0]]*after[a][first]).item()
     return pd.Series(out)/sum(out.values())
 
-def nearest(listener, train, image):
-    "The word whose mean training features are nearest, by cosine: what the encoder knows without a language model"
-    x = listener.patches([image])[0].float().mean(0)
-    return train.index[(torch.nn.functional.normalize(torch.tensor(train.to_numpy()), dim=1) @ torch.nn.functional.normalize((x - train.attrs['mean'])/train.attrs['std'], dim=0)).argmax()]
+def heard_features(listener, data, rows):
+    "(row, d_image): the features of recordings, the mean over time"
+    return torch.stack([listener.patches([data[int(i)].image])[0].float().mean(0) for i in rows])
 
-def centroids(listener, data):
-    x = torch.stack([listener.patches([data[i].image])[0].float().mean(0) for i in range(len(data))])
-    mean, std = x.mean(0), x.std(0)
-    out = pd.DataFrame(((x - mean)/std).numpy(), index=[data.rows[i]['word'] for i in range(len(data))]).groupby(level=0).mean()
-    out.attrs.update(mean=mean, std=std)
-    return out
+def nearest(train, labels, test):
+    "The word whose mean training features are nearest, by cosine: what the encoder knows without a language model"
+    mean, std = train.mean(0), train.std(0)
+    words = sorted(set(labels))
+    centre = torch.stack([((train - mean)/std)[[l == w for l in labels]].mean(0) for w in words])
+    cosine = torch.nn.functional.normalize((test - mean)/std, dim=1) @ torch.nn.functional.normalize(centre, dim=1).T
+    return [words[i] for i in cosine.argmax(1).tolist()]
 
 def run_naming(args, mm):
-    "What the model calls each recording, beside the encoder alone and silence"
+    "What the model calls each recording, beside the encoder alone and silence: all test recordings, a third of the training's"
     listener, rows = ear(mm, args.projection), []
     train, test = sounds(args.sounds, 'train'), sounds(args.sounds, 'test')
     words = sorted({r['word'] for r in test.rows})
     firsts = {w: mm.tokenizer(f' {w}', add_special_tokens=False).input_ids[0] for w in words}
     silent = choices(listener, spectrogram(np.random.default_rng(0).standard_normal(WINDOW)*1e-3), firsts)
-    near = centroids(listener, train)
-    for data, split in ((test, 'test'), (train, 'train')):
-        for i in range(len(data)):
+    known, labels = heard_features(listener, train, range(len(train))), [r['word'] for r in train.rows]
+    for data, split, some in ((test, 'test', range(len(test))), (train, 'train', range(0, len(train), 3))):
+        near = nearest(known, labels, heard_features(listener, data, some))
+        for i, alone in zip(some, near):
             ex = data[i]
             p, word = choices(listener, ex.image, firsts), ex.nouns[0]
-            rows.append(dict(image_id=ex.image_id, split=split, package=data.rows[i]['package'], word=word, said=p.idxmax(), p=p[word], rank=int((p > p[word]).sum()) + 1,
-                             noise=silent.idxmax(), p_noise=silent[word], nearest=nearest(listener, near, ex.image)))
+            rows.append(dict(image_id=ex.image_id, split=split, package=data.rows[i]['package'], word=word, said=p.idxmax(), p=p[word],
+                             rank=int((p > p[word]).sum()) + 1, noise=silent.idxmax(), nearest=alone))
             print(rows[-1], flush=True)
     pd.DataFrame(rows).to_csv(Path(args.out)/'hearing-naming.csv', index=False, float_format='%.4g')
 
@@ -101,7 +101,7 @@ def run_ear(args, mm):
         kept(Path(args.work)/'other'/f'{word}.pt', lambda: word_scores(listener, [data[int(i)].image for i in others], word).half())
         print(word, flush=True)
 
-def run_overlap(args, mm=None):
+def run_overlap(args, mm):
     "The table of shared units, from what `eye` and `ear` left"
     load = lambda arm: {f.stem: torch.load(f).float() for f in sorted((Path(args.work)/arm).glob('*.pt'))}
     seen, rows = load('eye'), []
@@ -134,6 +134,12 @@ def run_time(args, mm):
         print(rows[-2:], flush=True)
     pd.DataFrame(rows).to_csv(Path(args.out)/'hearing-time.csv', index=False, float_format='%.4g')
 
+def run_all(args, mm):
+    "Everything"
+    run_train(args, mm)
+    args.projection = Path(args.work)/'projection.safetensors'
+    for step in (run_naming, run_eye, run_ear, run_overlap, run_time): step(args, mm)
+
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('what', choices=[k[4:] for k in globals() if k.startswith('run_')])
@@ -145,6 +151,7 @@ if __name__ == '__main__':
     p.add_argument('--copies', type=int, default=4)
     p.add_argument('-n', type=int, default=3)
     args = p.parse_args()
+    Path(args.out).mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    mm = None if args.what == 'overlap' else MultimodalLM.from_pretrained('pocket', dtype=torch.bfloat16)
+    mm = MultimodalLM.from_pretrained('pocket', dtype=torch.bfloat16)
     globals()[f'run_{args.what}'](args, mm)

@@ -79,6 +79,17 @@ def recordings(row, root):
         return [('', decoded(next(raw for path, raw in qt_resource(next(root.rglob(f'{collection}.rcc'))) if path.endswith(f'/{name}'))))]
     return [('', decoded(next(p for p in root.rglob('*') if str(p).endswith('/' + row.file))))]
 
+def twins(folder, table, least=.3):
+    "Print the pairs of one word's recordings that are alike, at whatever shift"
+    for _, part in table.groupby('word'):
+        xs = [soundfile.read(folder/f, dtype='float32')[0] for f in part.file]
+        n = 2**int(np.ceil(np.log2(2*max(map(len, xs)))))
+        spectra = [np.fft.rfft(x/np.linalg.norm(x), n) for x in xs]
+        for i in range(len(xs)):
+            for j in range(i):
+                alike = np.abs(np.fft.irfft(spectra[i]*spectra[j].conj(), n)).max()
+                if alike > least: print(f'{alike:.3f}', *part.image_id.iloc[[i, j]], *part.split.iloc[[i, j]])
+
 def main(folder):
     folder, rows = Path(folder), []
     for row in pd.read_csv(Path(__file__).with_name('sounds.csv'), dtype=str).itertuples():
@@ -87,6 +98,8 @@ def main(folder):
             soundfile.write(folder/f'{name}.flac', x/max(1e-9, np.abs(x).max())*.9, RATE)
             rows.append(dict(image_id=name, file=f'{name}.flac', word=row.word, split=row.split, package=row.package, original=row.file, licence=row.licence))
             print(name, f'{len(x)/RATE:.1f} s', flush=True)
-    pd.DataFrame(rows).to_csv(folder/'sounds.csv', index=False)
+    table = pd.DataFrame(rows)
+    table.to_csv(folder/'sounds.csv', index=False)
+    twins(folder, table)
 
 if __name__ == '__main__': main(*sys.argv[1:])
