@@ -18,8 +18,8 @@ from mmneurons.overlap import roc_auc
 from mmneurons.receptive_fields import position_mean
 from mmneurons.train import Features, TrainConfig, train_projection
 
-RECIPE = TrainConfig(steps=300, batch_size=8, lr=1.5e-3, warmup=15, keep=.5, prompt='The sound of', feature_dropout=.1, vocab='captions', val_every=10**6,
-                     checkpoint_every=10)
+RECIPE = TrainConfig(steps=1000, batch_size=8, lr=2e-3, warmup=30, keep=.5, prompt='The sound of', feature_dropout=.1, vocab='captions', val_every=10**6,
+                     checkpoint_every=25)
 
 def run_train(args, mm):
     "The projection of the ear, from the recordings of the training split"
