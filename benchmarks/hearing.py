@@ -61,7 +61,7 @@ def run_naming(args, mm):
     "What the model calls each recording, beside the encoder alone and silence: all test recordings, a third of the training's"
     listener, rows = ear(mm, args.projection), []
     train, test = sounds(args.sounds, 'train'), sounds(args.sounds, 'test')
-    words = sorted({r['word'] for r in test.rows})
+    words = sorted({r['word'] for r in [*train.rows, *test.rows]})
     firsts = {w: mm.tokenizer(f' {w}', add_special_tokens=False).input_ids[0] for w in words}
     silent = choices(listener, spectrogram(np.random.default_rng(0).standard_normal(WINDOW)*1e-3), firsts)
     known, labels = heard_features(listener, train, range(len(train))), [r['word'] for r in train.rows]

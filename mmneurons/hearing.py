@@ -6,7 +6,7 @@
 __all__ = ['RATE', 'WINDOW', 'HOP', 'EAR', 'resample', 'read_sound', 'placed', 'spectrogram', 'augmented', 'article', 'sounds',
            'ear', 'word_scores', 'best_units', 'shared', 'by_chance', 'plot_shared', 'course', 'loud']
 
-# %% ../nbs/08_hearing.ipynb #ac3478d6
+# %% ../nbs/08_hearing.ipynb #c1dfd96e
 import hashlib
 from functools import partial
 from importlib.resources import files
@@ -23,10 +23,10 @@ from .encoders import ENCODERS, SOURCES, Encoder, EncoderSpec
 from .model import MultimodalLM, ModelConfig, load_projection
 from .receptive_fields import patch_activations, unit_activations
 
-# %% ../nbs/08_hearing.ipynb #902ba3cd
+# %% ../nbs/08_hearing.ipynb #fe5dbbce
 RATE, WINDOW, HOP = 16_000, 65_536, 128 # samples a second; samples of a window, 4.1 s; samples between two columns of the spectrogram
 
-# %% ../nbs/08_hearing.ipynb #fe5dbbce
+# %% ../nbs/08_hearing.ipynb #0ade7c2c
 def resample(
     samples, # (n,)
     rate:int, # samples a second
@@ -36,7 +36,7 @@ def resample(
     spectrum = np.fft.rfft(samples)[:n//2 + 1]
     return (np.fft.irfft(spectrum, n)*(n/len(samples))).astype(np.float32)
 
-# %% ../nbs/08_hearing.ipynb #b1d57811
+# %% ../nbs/08_hearing.ipynb #17ba0791
 def read_sound(
     file, # path of a WAV, FLAC, Ogg or MP3 file
 ) -> np.ndarray: # (n,), mono, at `RATE`
@@ -45,7 +45,7 @@ def read_sound(
     except soundfile.LibsndfileError as e: raise ValueError(f'{file} is no sound: {e.error_string}') from None
     return resample(x.mean(1), rate)
 
-# %% ../nbs/08_hearing.ipynb #7b52009b
+# %% ../nbs/08_hearing.ipynb #bd307a3e
 def placed(
     samples, # (n,)
     at:float=.5, # where in the room that is left: 0 the beginning, 1 the end
@@ -57,17 +57,17 @@ def placed(
     else: out = np.pad(samples, (start, room - start))
     return (out/max(1e-6, np.abs(out).max())).astype(np.float32)
 
-# %% ../nbs/08_hearing.ipynb #fa35e192
+# %% ../nbs/08_hearing.ipynb #f1abd670
 def spectrogram(
     samples, # (WINDOW,)
 ) -> Image.Image: # 128 rows of pitch, the highest on top, × 512 columns of time
     "The loudness of each pitch at each time, over 80 decibels, as a grey picture"
-    s = torch.stft(torch.as_tensor(samples), 1024, HOP, window=torch.hann_window(1024), return_complex=True).abs()[:, :WINDOW//HOP]**2
+    s = torch.stft(torch.as_tensor(samples, dtype=torch.float), 1024, HOP, window=torch.hann_window(1024), return_complex=True).abs()[:, :WINDOW//HOP]**2
     bank = mel_filter_bank(513, 128, 60, 8000, RATE, norm='slaney', mel_scale='slaney')
     loud = 10*torch.log10((torch.tensor(bank.T, dtype=torch.float) @ s).clamp_min(1e-10))
     return Image.fromarray(((loud - loud.max() + 80).clamp(0)/80*255).byte().numpy()[::-1])
 
-# %% ../nbs/08_hearing.ipynb #0716d970
+# %% ../nbs/08_hearing.ipynb #9e6a55b6
 def augmented(
     samples, # (n,)
     seed:int, # of all that is drawn
@@ -80,21 +80,21 @@ def augmented(
     if rng.random() < .5: noise = np.cumsum(noise) - np.linspace(0, noise.sum(), WINDOW)
     return placed(out + noise*out.std()/noise.std()*10**(-rng.uniform(20, 50)/20))
 
-# %% ../nbs/08_hearing.ipynb #91032ad7
+# %% ../nbs/08_hearing.ipynb #472b07b9
 def article(
     word:str, # a noun
 ) -> str:
     "The noun with its indefinite article"
     return f'{"an" if word[0] in "aeiou" else "a"} {word}'
 
-# %% ../nbs/08_hearing.ipynb #12c6fc06
+# %% ../nbs/08_hearing.ipynb #d435a6cd
 def _heard(row, root):
     "The `Example` of a row: its picture is the spectrogram"
     samples, copy = read_sound(Path(root)/row['file']), row['copy']
     seed = int(hashlib.sha256(row['image_id'].encode()).hexdigest()[:8], 16)
     return Example(row['image_id'], spectrogram(augmented(samples, seed) if copy else placed(samples)), (article(row['word']),), (row['word'],))
 
-# %% ../nbs/08_hearing.ipynb #d435a6cd
+# %% ../nbs/08_hearing.ipynb #4d134bc0
 def sounds(
     folder, # holds sounds.csv: image_id, file, word, split, package, licence
     split:str|None=None, # one of the table's splits; None: all
@@ -105,17 +105,17 @@ def sounds(
     rows = table.loc[table.split == split if split else table.index, ['image_id', 'file', 'word', 'package']].to_dict('records')
     return Reader([r | dict(copy=c, image_id=r['image_id'] + f'~{c}'*bool(c)) for c in range(copies + 1) for r in rows], partial(_heard, root=folder))
 
-# %% ../nbs/08_hearing.ipynb #bc33ea4e
+# %% ../nbs/08_hearing.ipynb #0a57cb53
 def _ear_map(model, pixels, name):
     "(batch, 1, 16, 480): four bands of pitch, side by side, for each of 16 stretches of time"
     x, = model.forward_intermediates(pixels, indices=[3], intermediates_only=True, stop_early=True)
     return F.adaptive_avg_pool2d(x, (4, 16)).permute(0, 3, 2, 1).flatten(2)[:, None]
 
-# %% ../nbs/08_hearing.ipynb #0a57cb53
+# %% ../nbs/08_hearing.ipynb #7719a1c7
 SOURCES['spectrogram'] = SOURCES['timm'][0], _ear_map
 EAR = EncoderSpec('tf_efficientnet_lite2', (128, 512), source='spectrogram', **{k: getattr(ENCODERS['efficientnet-lite2'], k) for k in ('file', 'sha256', 'requirement', 'licence')})
 
-# %% ../nbs/08_hearing.ipynb #7719a1c7
+# %% ../nbs/08_hearing.ipynb #22d200f8
 def ear(
     mm:MultimodalLM, # whose language model will listen
     projection=None, # file; default: the one that ships with the package; False: random weights, to be trained
@@ -126,7 +126,7 @@ def ear(
     if projection is not False: load_projection(out, projection or files('mmneurons')/'assets'/'pocket-ear.safetensors')
     return out
 
-# %% ../nbs/08_hearing.ipynb #cb4e5208
+# %% ../nbs/08_hearing.ipynb #cb7a1d77
 def word_scores(
     mm:MultimodalLM, # with an eye or an ear
     images, # PIL images: pictures, or spectrograms
@@ -136,7 +136,7 @@ def word_scores(
     found = attribute(mm, images, word, caption=article(word), batch=1)
     return torch.stack([a.scores for a in found]).mean(0)
 
-# %% ../nbs/08_hearing.ipynb #972a67c4
+# %% ../nbs/08_hearing.ipynb #761f22b2
 def best_units(
     scores, # {word: (layer, unit)}
     k:int=100, # units a word
@@ -147,7 +147,7 @@ def best_units(
     usual = (every.sum(0) - every)/max(1, len(every) - 1) if specific else torch.zeros_like(every)
     return {w: (s - u).flatten().topk(k).indices for w, s, u in zip(scores, every, usual)}
 
-# %% ../nbs/08_hearing.ipynb #fc074d50
+# %% ../nbs/08_hearing.ipynb #92cfceb3
 def shared(
     heard:dict, # {word: indices (k,)}, from `best_units`
     seen:dict, # the same, of other pictures or sounds
@@ -155,7 +155,7 @@ def shared(
     "Which share of a word's units by ear are also units of a word by eye"
     return pd.DataFrame([dict(ear=a, eye=b, share=torch.isin(x, y).float().mean().item()) for a, x in heard.items() for b, y in seen.items()])
 
-# %% ../nbs/08_hearing.ipynb #5b384ce3
+# %% ../nbs/08_hearing.ipynb #98fbc42f
 def by_chance(
     heard, # indices (k,) into layer × unit
     seen, # indices (k,)
@@ -165,7 +165,7 @@ def by_chance(
     layers = torch.stack([torch.bincount(i//n_units, minlength=1 + max(heard.max(), seen.max()).item()//n_units) for i in (heard, seen)]).double()
     return (layers[0]*layers[1]/n_units).sum().item()/len(heard)
 
-# %% ../nbs/08_hearing.ipynb #af3e1334
+# %% ../nbs/08_hearing.ipynb #fe2ef495
 def plot_shared(
     table:pd.DataFrame, # ear, eye, share, chance, arm: one row for each pair of words and arm
 ):
@@ -182,7 +182,7 @@ def plot_shared(
     ax.tick_params(axis='y', labelsize=8); ax.legend(frameon=False, fontsize=8); ax.spines[['top', 'right']].set_visible(False)
     return fig
 
-# %% ../nbs/08_hearing.ipynb #0286dd55
+# %% ../nbs/08_hearing.ipynb #8effee40
 def course(
     mm:MultimodalLM, # with an ear
     image, # a spectrogram
@@ -192,7 +192,7 @@ def course(
     "When each neuron fires"
     return patch_activations(unit_activations(mm, image) - usual, neurons)
 
-# %% ../nbs/08_hearing.ipynb #fb644351
+# %% ../nbs/08_hearing.ipynb #9109c85a
 def loud(
     samples, # (WINDOW,)
     n:int=16, # stretches
