@@ -91,13 +91,14 @@ def run_eye(args, mm):
         print(word, flush=True)
 
 def run_ear(args, mm):
-    "The scores of each word by ear: of its own held-out sounds, and, as a control, of sounds of other things"
-    listener, data = ear(mm, args.projection), sounds(args.sounds, 'test')
+    "The scores of each word by ear: of its own held-out sounds, of those that were trained on, and, as a control, of held-out sounds of other things"
+    listener, data, train = ear(mm, args.projection), sounds(args.sounds, 'test'), sounds(args.sounds, 'train')
     rng, words = np.random.default_rng(0), sorted({r['word'] for r in data.rows})
     for word in words:
-        own = [data[i].image for i, r in enumerate(data.rows) if r['word'] == word][:args.n]
+        own, known = ([d[i].image for i, r in enumerate(d.rows) if r['word'] == word][:args.n] for d in (data, train))
         others = rng.permutation([i for i, r in enumerate(data.rows) if r['word'] != word])[:len(own)]
         kept(Path(args.work)/'ear'/f'{word}.pt', lambda: word_scores(listener, own, word).half())
+        kept(Path(args.work)/'trained'/f'{word}.pt', lambda: word_scores(listener, known, word).half())
         kept(Path(args.work)/'other'/f'{word}.pt', lambda: word_scores(listener, [data[int(i)].image for i in others], word).half())
         print(word, flush=True)
 
@@ -109,10 +110,10 @@ def run_overlap(args, mm):
     for k in (25, 100):
         for specific in (True, False):
             eye = best_units(seen, k, specific)
-            for arm in ('ear', 'other'):
+            for arm, name in dict(ear='own sounds', trained='trained sounds', other='other sounds').items():
                 heard = best_units(load(arm), k, specific)
                 chance = {(a, b): by_chance(x, y, n_units) for a, x in heard.items() for b, y in eye.items()}
-                rows.append(shared(heard, eye).assign(arm='own sounds' if arm == 'ear' else 'other sounds', k=k, specific=specific,
+                rows.append(shared(heard, eye).assign(arm=name, k=k, specific=specific,
                                                       chance=lambda t: [chance[a, b] for a, b in zip(t.ear, t.eye)]))
     pd.concat(rows).to_csv(Path(args.out)/'hearing-overlap.csv', index=False, float_format='%.4g')
 
