@@ -1,0 +1,67 @@
+"""Makes the documentation site in `_docs`: `python tests/pages.py`, which needs Quarto (https://quarto.org).
+
+`nbdev_docs` would run each cell that imports something, without the cells before it on which it builds. Here no cell is
+run: the chapters' outputs are saved, and only the documentation of what they export is made afresh."""
+import ast, inspect, os, shutil, subprocess, sys
+from importlib import import_module
+from pathlib import Path
+from execnb.nbio import read_nb, write_nb
+from fastcore.xtras import dict2obj
+from nbdev.process import Processor
+from nbdev.processors import FilterDefaults, _default_exp, _show_docs, exec_show_docs
+from nbdev.showdoc import show_doc
+
+ROOT = Path(__file__).resolve().parents[1]
+
+class document(Processor):
+    "Give each `show_doc` cell its output: signature, parameters and source link, of a class also of its public methods"
+    def begin(self):
+        module = _default_exp(self.nb)
+        self.names = vars(import_module(f'mmneurons.{module}')) if module else {}
+        self.shown = {symbol(call) for cell in self.nb.cells for call in _show_docs(cell.parsed_() or [])}
+
+    def cell(self, cell):
+        for call in _show_docs(cell.parsed_() or []):
+            name = symbol(call)
+            found = [name] + [f'{name}.{method}' for method in methods(eval(name, self.names))]
+            texts = [doc(eval(n, self.names), 3 + (n != name)) for n in found if n == name or n not in self.shown]
+            data = {'text/markdown': '\n\n'.join(texts).splitlines(True)}
+            cell.outputs = [dict2obj(dict(output_type='display_data', metadata={}, data=data))]
+
+def symbol(call): return ast.unparse(call.value.args[0])
+
+def methods(obj):
+    "The names of the public methods that the class `obj` itself defines, with a docstring"
+    if not inspect.isclass(obj): return []
+    return [name for name, value in vars(obj).items() if name[0] != '_' and inspect.isroutine(getattr(obj, name))
+            and value.__doc__ and getattr(obj, name).__module__ == obj.__module__]
+
+def doc(obj, level):
+    "`obj` documented under a heading of this `level`, by nbdev, which links to its source but not to the line"
+    line = inspect.getsourcelines(inspect.unwrap(obj))[1]
+    return show_doc(obj, title_level=level)._repr_markdown_().replace('#LNone', f'#L{line}')
+
+class Pages(FilterDefaults):
+    def base_procs(self): return [document if proc is exec_show_docs else proc for proc in super().base_procs()]
+
+def process(folder, nbs=ROOT/'nbs'):
+    "Write the notebooks of `nbs` into `folder` as Quarto wants them, and every other file as it is; their names"
+    for path in sorted(nbs.rglob('*')):
+        name = path.relative_to(nbs)
+        if path.is_dir() or any(part[0] in '_.' for part in name.parts if part != '_quarto.yml'): continue
+        (folder/name).parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix != '.ipynb': shutil.copy(path, folder/name)
+        else:
+            nb = read_nb(path)
+            Pages()(nb)
+            write_nb(nb, folder/name)
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*.ipynb'))
+
+if __name__ == '__main__':
+    if not shutil.which('quarto'): sys.exit('The site is rendered by Quarto: install it from https://quarto.org')
+    os.chdir(ROOT)                                      # nbdev looks for settings.ini from here
+    made, site = ROOT/'_proc', ROOT/'_docs'
+    for folder in (made, site): shutil.rmtree(folder, ignore_errors=True)
+    process(made)
+    subprocess.run(['quarto', 'render', '--no-cache'], cwd=made, check=True)
+    shutil.move(made/'_docs', site)
