@@ -17,7 +17,7 @@ from .data import bootstrap
 from .model import MultimodalLM, hold_neurons, hook_neurons, random_neurons
 
 # %% ../nbs/05_ablation.ipynb #0ade7c2c
-def _held(mm, tables, value):
+def _held(mm, tables, value) -> tuple[torch.Tensor, torch.Tensor]:
     "Which neurons of which row, and at what value: both (row, layer, unit)"
     mask = torch.zeros(len(tables), mm.n_layers, mm.n_units, dtype=torch.bool)
     at = torch.full(mask.shape, 0. if isinstance(value, str) else float(value))

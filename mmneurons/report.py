@@ -70,7 +70,7 @@ def fit(
 ) -> Image.Image:
     "The picture at the size it is shown in, small ones enlarged"
     scale = side/max(image.size)
-    return image.resize([max(1, round(n*scale)) for n in image.size], Image.LANCZOS)
+    return image.resize([max(1, round(n*scale)) for n in image.size], Image.Resampling.LANCZOS)
 
 # %% ../nbs/09_report.ipynb #12c6fc06
 @dataclass
@@ -192,9 +192,9 @@ def page_data(
     look:Look, # of one picture
 ) -> dict: # what the template shows
     "Strings and numbers for one picture of the page"
-    a, small = look.attribution, look.image.resize(look.heat.shape[:0:-1], Image.LANCZOS)
+    a, small = look.attribution, look.image.resize(look.heat.shape[:0:-1], Image.Resampling.LANCZOS)
     neurons = [dict(n, words=[show_token(t) for t in n['tokens']]) for n in look.neurons.to_dict('records')]
-    cards = [dict(n, picture=data_uri(overlay(small, h)), size=small.size, place=place(*np.unravel_index(h.argmax(), h.shape), h.shape))
+    cards = [dict(n, picture=data_uri(overlay(small, h)), size=small.size, place=place(*divmod(int(h.argmax()), len(h[0])), h.shape))
              for n, h in zip(neurons, look.heat)]
     arms = [dict(r, label=ARMS[r['arm']].format(r['n_ablated']), p=probability(r['p_target'])) for r in look.ablation.to_dict('records')]
     return dict(look.settings, name=look.image_id, photo=data_uri(look.image), size=look.image.size, caption=a.caption, notes=a.notes,
