@@ -7,8 +7,9 @@ from importlib import import_module
 from pathlib import Path
 from execnb.nbio import read_nb, write_nb
 from fastcore.xtras import dict2obj
+from nbdev.doclinks import NbdevLookup
 from nbdev.process import Processor
-from nbdev.processors import FilterDefaults, _default_exp, _show_docs, exec_show_docs
+from nbdev.processors import FilterDefaults, _default_exp, _show_docs, add_links, exec_show_docs
 from nbdev.showdoc import show_doc
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,8 +42,19 @@ def doc(obj, level):
     line = inspect.getsourcelines(inspect.unwrap(obj))[1]
     return show_doc(obj, title_level=level)._repr_markdown_().replace('#LNone', f'#L{line}')
 
+def link(cell):
+    "Link the symbols in prose and in documentation to their pages; nbdev would do so inside the code of signatures too"
+    lookup = NbdevLookup()
+    if cell.cell_type == 'markdown': cell.source = lookup.linkify(cell.source)
+    for output in cell.get('outputs', []):
+        if 'text/markdown' in output.get('data', {}):
+            text = lookup.linkify(''.join(output.data['text/markdown']))
+            output.data['text/markdown'] = text.splitlines(True)
+
 class Pages(FilterDefaults):
-    def base_procs(self): return [document if proc is exec_show_docs else proc for proc in super().base_procs()]
+    def base_procs(self):
+        ours = {exec_show_docs: document, add_links: link}
+        return [ours.get(proc, proc) for proc in super().base_procs()]
 
 def process(folder, nbs=ROOT/'nbs'):
     "Write the notebooks of `nbs` into `folder` as Quarto wants them, and every other file as it is; their names"

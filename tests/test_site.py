@@ -6,7 +6,9 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin
 import pytest, yaml
+from nbdev.frontmatter import _nbpath2html
 from colab import chapters, top
+from mmneurons._modidx import d as modules
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = sorted(path.stem for path in (ROOT/'nbs').glob('*.ipynb'))
@@ -111,7 +113,7 @@ def problems(name, seen, files, pages):
     found = [f'missing image: {src[:200]}' for src in page['broken']]
     found += [f'dead link: {href}' for href in page['links'] if dead(href, name, seen, files, pages)]
     found += [f'console error: {error}' for error in page['errors']]
-    found += [f'raw {text} in the text' for text in ('#|', 'Traceback (most recent call last)', '](') if text in page['text']]
+    found += [f'raw {text} in the text' for text in ('#|', 'Traceback (most recent call last)', '](http') if text in page['text']]
     found += [f'scrolls sideways on a phone: {element}' for element in page['scrolls'][:3]]
     return found + [f'weighs {page["weight"]/1e6:.1f} MB'][:page['weight'] > 3e6]
 
@@ -151,7 +153,7 @@ FAULTS = [('missing image', '<img src="none.png">'), ('dead link', '<a href="non
           ('dead link', '<a href="https://github.com/mmneurons/mmneurons/blob/main/none.py#L1">x</a>'),
           ('console error', '<script>console.error("oh")</script>'), ('console error', '<script>oh()</script>'),
           ('raw #|', '<pre>#| hdie</pre>'), ('raw Traceback', '<pre>Traceback (most recent call last):</pre>'),
-          ('raw ](', '<p>[<code>x</code>](model.html)</p>'),
+          ('raw ](', '<p>[<code>x</code>](https://a.b)</p>'),
           ('scrolls', '<table><tr><td>' + 'wide'*60 + '</td></tr></table>'), ('weighs', '<!--' + 'x'*3_000_000 + '-->')]
 
 @needs_a_browser
@@ -196,3 +198,24 @@ def test_nothing_stands_in_the_cell_of_the_title(chapter):
     "nbdev makes front matter of it, and drops the rest"
     title = ''.join(json.loads((ROOT/'nbs'/f'{chapter}.ipynb').read_text('utf-8'))['cells'][0]['source'])
     assert re.fullmatch(r'# [^\n]+\n\n> [^\n]+', title)
+
+def test_the_readme_links_to_pages_of_the_site():
+    found = set(re.findall(rf'{SITE}([^)#]*)', (ROOT/'README.md').read_text('utf-8')))
+    assert {'index.html', 'attribution.html'} & found and not found - {_nbpath2html(Path(name)).name for name in CHAPTERS}
+
+@needs_a_browser
+def test_what_a_chapter_exports_is_documented_on_its_page(processed):
+    "Each public function, class and method has a heading there, under a link to its line"
+    pages = {_nbpath2html(path).name: path for path in processed.glob('*.ipynb')}
+    missing = []
+    for module, symbols in modules['syms'].items():
+        names = [name.removeprefix(f'{module}.') for name in symbols]
+        text = shown(pages[next(iter(symbols.values()))[0].split('#')[0]])
+        missing += [f'{module}: {name}' for name in names if not re.search(r'(^|\.)_', name) and not re.search(
+            rf'/blob/main/{module.replace(".", "/")}\.py#L\d+\).*\n\n###+ {re.escape(name)}\n', text)]
+    assert not missing, '\n'.join(missing)
+
+def shown(path):
+    "What the `show_doc` cells of the processed notebook at `path` show"
+    outputs = [output for cell in json.loads(path.read_text('utf-8'))['cells'] for output in cell.get('outputs', [])]
+    return ''.join(''.join(output.get('data', {}).get('text/markdown', '')) for output in outputs)
