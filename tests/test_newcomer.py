@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT/'README.md').read_text('utf-8')
-NOT_IN_A_CLONE = shutil.ignore_patterns('.git', '_*[!y]', '.*cache*', '__pycache__', '*.egg-info', 'build', 'dist', 'runs', '.venv', '*.html')
+NOT_IN_A_CLONE = shutil.ignore_patterns('.git', '_docs', '_proc', '.*cache*', '__pycache__', '*.egg-info', 'build', 'dist', 'runs', '.venv', '*.html')
 
 def block(language, having):
     "The README's first block of code in `language` that has these words"
@@ -32,9 +32,7 @@ def run(command, cwd, env, **kwargs):
 
 @pytest.fixture(scope='module')
 def clone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('clone')/'mmneurons'
-    shutil.copytree(ROOT, folder, symlinks=True, ignore=NOT_IN_A_CLONE)
-    return folder
+    return shutil.copytree(ROOT, tmp_path_factory.mktemp('clone')/'mmneurons', symlinks=True, ignore=NOT_IN_A_CLONE)
 
 @pytest.fixture(scope='module')
 def newcomer(clone):
@@ -60,21 +58,24 @@ def test_the_lines_of_the_readme_typed_and_a_mistake(newcomer, tmp_path):
     assert get_close_matches('pokcet', re.findall(r'[\w-]+', error.partition('there are')[2]))[0] == 'pocket'
 
 @pytest.fixture(scope='module')
-def built(clone):
+def built(tmp_path_factory):
     "The wheel of the repository, and the one that is built from the source distribution"
-    made = run(f'{sys.executable} -m build --no-isolation --wheel --outdir direct . && {sys.executable} -m build --no-isolation --outdir both .', clone, os.environ)
+    source = shutil.copytree(ROOT, tmp_path_factory.mktemp('built')/'mmneurons', symlinks=True, ignore=NOT_IN_A_CLONE)
+    build = f'{sys.executable} -m build --no-isolation --outdir'
+    made = run(f'{build} direct --wheel . && {build} both .', source, os.environ)
     assert made.returncode == 0, made.stdout + made.stderr
-    return [next((clone/folder).glob('*.whl')) for folder in ('direct', 'both')]
+    return [next((source/folder).glob('*.whl')) for folder in ('direct', 'both')]
 
 def content(wheel):
     with zipfile.ZipFile(wheel) as z: return {name: z.read(name) for name in z.namelist() if not name.endswith('RECORD')}
 
-def test_the_wheel_is_whole_and_light(built, clone):
+def test_the_wheel_is_whole_and_light(built):
     held = content(built[0])
     assert held == content(built[1])                                                  # through the source distribution
     assert built[0].stat().st_size < 6e6
-    tracked = [path.relative_to(clone).as_posix() for path in (clone/'mmneurons').rglob('*') if path.is_file() and '__pycache__' not in path.parts]
-    assert {'mmneurons/py.typed', 'mmneurons/assets/pocket.safetensors'} <= set(tracked) <= held.keys()
+    package = built[0].parents[1]/'mmneurons'
+    files = {path.relative_to(package.parent).as_posix() for path in package.rglob('*') if path.is_file() and path.suffix != '.pyc'}
+    assert {'mmneurons/py.typed', 'mmneurons/assets/pocket.safetensors'} <= files <= held.keys()
 
 @pytest.fixture(scope='module')
 def installed(built, tmp_path_factory):
@@ -135,7 +136,7 @@ def test_the_chapters_import_only_what_the_notebooks_extra_brings():
 def test_the_version_is_the_same_wherever_it_is_said():
     version = re.search(r'(?m)^version = (.+)$', (ROOT/'settings.ini').read_text())[1]
     for name, line in {'CITATION.cff': f'version: {version}', 'CHANGELOG.md': f'## {version}', 'mmneurons/__init__.py': f'__version__ = "{version}"'}.items():
-        assert re.search(rf'(?m)^{re.escape(line)}\b', (ROOT/name).read_text('utf-8')) or line in (ROOT/name).read_text('utf-8').splitlines(), name
+        assert re.search(rf'(?m)^{re.escape(line)}(?![\w.])', (ROOT/name).read_text('utf-8')), name
 
 def test_types(tmp_path):
     "What is exported, and the README's lines as a user's editor would see them"
