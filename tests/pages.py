@@ -24,23 +24,23 @@ class document(Processor):
     def cell(self, cell):
         for call in _show_docs(cell.parsed_() or []):
             name = symbol(call)
-            found = [name] + [f'{name}.{method}' for method in methods(eval(name, self.names))]
-            texts = [doc(eval(n, self.names), 3 + (n != name)) for n in found if n == name or n not in self.shown]
+            found = eval(name, self.names)
+            texts = [doc(found, name, 3)] + [doc(f, n, 4) for n, f in members(found, name).items() if n not in self.shown]
             data = {'text/markdown': '\n\n'.join(texts).splitlines(True)}
             cell.outputs = [dict2obj(dict(output_type='display_data', metadata={}, data=data))]
 
 def symbol(call): return ast.unparse(call.value.args[0])
 
-def methods(obj):
-    "The names of the public methods that the class `obj` itself defines, with a docstring"
-    if not inspect.isclass(obj): return []
-    return [name for name, value in vars(obj).items() if name[0] != '_' and inspect.isroutine(getattr(obj, name))
-            and value.__doc__ and getattr(obj, name).__module__ == obj.__module__]
+def members(obj, name):
+    "The functions of the public methods and properties that the class `obj`, called `name`, itself defines, by their names"
+    own = vars(obj) if inspect.isclass(obj) else {}
+    found = {f'{name}.{n}': v.fget if isinstance(v, property) else getattr(obj, n) for n, v in own.items() if n[0] != '_'}
+    return {n: f for n, f in found.items() if inspect.isroutine(f) and f.__doc__ and f.__module__ == obj.__module__}
 
-def doc(obj, level):
+def doc(obj, name, level):
     "`obj` documented under a heading of this `level`, by nbdev, which links to its source but not to the line"
     line = inspect.getsourcelines(inspect.unwrap(obj))[1]
-    return show_doc(obj, title_level=level)._repr_markdown_().replace('#LNone', f'#L{line}')
+    return show_doc(obj, name=name, title_level=level)._repr_markdown_().replace('#LNone', f'#L{line}')
 
 def link(cell):
     "Link the symbols in prose and in documentation to their pages; nbdev would do so inside the code of signatures too"
