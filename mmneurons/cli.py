@@ -79,14 +79,14 @@ def looks(
             image = open_image(photo)
             page = None if args.no_html else page_path(photo, args.out, taken)
             if mm is None: mm = load(args)
-            from mmneurons.report import html_page, look
+            from mmneurons.report import elsewhere, html_page, look
             seen = look(mm, image, args.target, args.k, args.raw, seed=args.seed, image_id=photo, baseline='none' if args.no_html else 'position_mean')
             if page == Path(args.out or ''): together.append(seen)
             elif page: page.write_text(html_page([seen]), 'utf-8', 'replace')
             taken.add(page)
             yield photo, seen, page
         except (ValueError, OSError) as e: yield photo, e, None
-    if together: Path(args.out).write_text(html_page(together), 'utf-8', 'replace')
+    if together: Path(args.out).write_text(html_page(together, elsewhere(mm, together)), 'utf-8', 'replace')
 
 # %% ../nbs/10_cli.ipynb #9e6a55b6
 def shown(
@@ -225,8 +225,9 @@ linear layer. For each photo this command prints
     English words of three letters or more;
   - the probability and the caption once the 50 highest neurons are switched
     off, and once 50 random neurons of the same layers are.
-It writes the same, with heatmaps of the five best neurons over the photo, to
-one self-contained page.
+It writes the same, and more, to one self-contained page: click a neuron to see
+its heatmap over the photo, the caption without it and, in a page of several
+photos, the others where it fires; a slider switches off 1, 5, 10, 20 and 50.
 """
 
 # %% ../nbs/10_cli.ipynb #bc33ea4e
