@@ -107,7 +107,8 @@ def write_pictures(
     "The run's small copies of the pictures that are shown, a file each"
     out.mkdir(parents=True, exist_ok=True)
     for part in parts(run, 'images', ['index', 'thumbnail']):
-        for row in part[part['index'].isin(best['index'])].itertuples(index=False): (out/f'{row[0]:07}.jpg').write_bytes(row[1])
+        for index, small in part[part['index'].isin(best['index'])].itertuples(index=False):
+            if small: (out/f'{index:07}.jpg').write_bytes(small)
 
 # %% ../nbs/09a_atlas.ipynb #1738f7d9
 def atlas(
@@ -123,7 +124,7 @@ def atlas(
     maps, nouns, of = heats(run, best), *(dict([*t.groupby(KEY)]) for t in (categories(run, chosen), best))
     neurons = [atlas_data(u, f'page-{i//each + 1:04}.html', of[u.layer, u.unit, u.sign], nouns[u.layer, u.unit, u.sign], maps) for i, u in enumerate(chosen.itertuples())]
     about = json.loads((Path(run)/'run.json').read_text('utf-8'))
-    shown = dict(version=__version__, hash=hashed(env, 'atlas.js'), about=f"{about.get('model_name', about['lm'])} on {about['pictures']} pictures of {about.get('source', 'a data set')}.")
+    shown = dict(version=__version__, hash=hashed(env, 'atlas.js'), pictures=about['config']['thumbnail'] > 0, about=f"{about.get('model_name', about['lm'])} on {about['pictures']} pictures of {about.get('source', 'a data set')}.")
     pages = {'index.html': neurons} | {f'page-{i//each + 1:04}.html': neurons[i:i + each] for i in range(0, len(neurons), each)}
     for name, some in pages.items(): (out/name).write_text(env.get_template('atlas.html.j2').render(neurons=some, index=name == 'index.html', **shown), 'utf-8', 'replace')
     return out/'index.html'

@@ -6,8 +6,9 @@
 __all__ = ['LOOK', 'LOOK_EXAMPLES', 'TRAIN', 'TRAIN_DATA', 'TRAIN_EXAMPLES', 'SWEEP', 'SWEEP_DATA', 'SWEEP_EXAMPLES', 'PAPER',
            'PAPER_EXAMPLES', 'OUTPUT', 'STATUS', 'ENVIRONMENT', 'GENERAL', 'EXAMPLES', 'LIBRARY', 'say', 'ModelError',
            'load', 'ours', 'page_path', 'looks', 'shown', 'run_look', 'run_corpus', 'left_out', 'run_train',
-           'whole_numbers', 'run_sweep', 'run_paper', 'add_fields', 'counting', 'add_command', 'add_model',
-           'look_command', 'corpus_command', 'train_command', 'sweep_command', 'paper_command', 'make_parser', 'main']
+           'whole_numbers', 'run_sweep', 'run_paper', 'run_atlas', 'add_fields', 'counting', 'add_command', 'add_model',
+           'look_command', 'corpus_command', 'train_command', 'sweep_command', 'paper_command', 'atlas_command',
+           'make_parser', 'main']
 
 # %% ../nbs/10_cli.ipynb #ac3478d6
 import argparse, io, json, os, shutil, signal, sys
@@ -195,6 +196,15 @@ def run_paper(
     tqdm.write(str(paper(args.run_folder, args.out)))
     return 0
 
+
+# %% ../nbs/10_cli.ipynb #a71a5002
+def run_atlas(
+    args, # of `mmneurons atlas`
+) -> int: # exit status
+    "`mmneurons atlas`: write the pages, and say where they are"
+    from mmneurons.atlas import atlas
+    tqdm.write(str(atlas(args.run_folder, args.out)))
+    return 0
 
 # %% ../nbs/10_cli.ipynb #4d134bc0
 def add_fields(
@@ -511,6 +521,15 @@ def paper_command(
     p.add_argument('--out', metavar='FOLDER', help="where to write them (default: paper, in the run's folder)")
 
 
+# %% ../nbs/10_cli.ipynb #a71a5003
+def atlas_command(
+    commands, # what `add_subparsers` gave
+):
+    "The options of `mmneurons atlas`"
+    p = add_command(commands, 'atlas', run_atlas, 'make pages to browse the neurons of a run (its tasks attribute and decode; masks for heatmaps)', epilog=STATUS)
+    p.add_argument('run_folder', metavar='RUN', help='the folder of a run of mmneurons sweep')
+    p.add_argument('--out', metavar='FOLDER', help="where to write them (default: atlas, in the run's folder)")
+
 # %% ../nbs/10_cli.ipynb #fb644351
 def make_parser(
     command:str='', # the one that was typed
@@ -520,7 +539,7 @@ def make_parser(
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--version', action='version', version=f'mmneurons {__version__}')
     commands = p.add_subparsers(title='commands', metavar='COMMAND', required=True)
-    look_command(commands), sweep_command(commands), paper_command(commands), corpus_command(commands), train_command(commands, command == 'train')
+    look_command(commands), sweep_command(commands), paper_command(commands), atlas_command(commands), corpus_command(commands), train_command(commands, command == 'train')
     return p
 
 # %% ../nbs/10_cli.ipynb #e1822db4
