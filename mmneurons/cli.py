@@ -7,8 +7,7 @@ __all__ = ['LOOK', 'LOOK_EXAMPLES', 'TRAIN', 'TRAIN_DATA', 'TRAIN_EXAMPLES', 'SW
            'PAPER_EXAMPLES', 'OUTPUT', 'STATUS', 'ENVIRONMENT', 'GENERAL', 'EXAMPLES', 'LIBRARY', 'say', 'ModelError',
            'load', 'ours', 'page_path', 'looks', 'shown', 'run_look', 'run_corpus', 'left_out', 'run_train',
            'whole_numbers', 'run_sweep', 'run_paper', 'run_atlas', 'add_fields', 'counting', 'add_command', 'add_model',
-           'look_command', 'corpus_command', 'train_command', 'sweep_command', 'paper_command', 'atlas_command',
-           'make_parser', 'main']
+           'look_command', 'corpus_command', 'train_command', 'sweep_command', 'run_commands', 'make_parser', 'main']
 
 # %% ../nbs/10_cli.ipynb #ac3478d6
 import argparse, io, json, os, shutil, signal, sys
@@ -203,8 +202,7 @@ def run_atlas(
 ) -> int: # exit status
     "`mmneurons atlas`: write the pages, and say where they are"
     from mmneurons.atlas import atlas
-    tqdm.write(str(atlas(args.run_folder, args.out)))
-    return 0
+    return tqdm.write(str(atlas(args.run_folder, args.out))) or 0
 
 # %% ../nbs/10_cli.ipynb #4d134bc0
 def add_fields(
@@ -235,9 +233,7 @@ linear layer. For each photo this command prints
     English words of three letters or more;
   - the probability and the caption once the 50 highest neurons are switched
     off, and once 50 random neurons of the same layers are.
-It writes the same, and more, to one self-contained page: click a neuron to see
-its heatmap over the photo, the caption without it and, in a page of several
-photos, the others where it fires; a slider switches off 1, 5, 10, 20 and 50.
+It writes the same, with each neuron's heatmap, to one page to click through.
 """
 
 # %% ../nbs/10_cli.ipynb #bc33ea4e
@@ -511,24 +507,15 @@ def sweep_command(
 
 
 # %% ../nbs/10_cli.ipynb #e3d8cb02
-def paper_command(
+def run_commands(
     commands, # what `add_subparsers` gave
 ):
-    "The options of `mmneurons paper`"
-    p = add_command(commands, 'paper', run_paper, "make the paper's tables and figures from a run", description=PAPER,
-                    usage='mmneurons paper RUN [--out FOLDER]', epilog=PAPER_EXAMPLES + STATUS)
-    p.add_argument('run_folder', metavar='RUN', help='the folder of a run of mmneurons sweep')
-    p.add_argument('--out', metavar='FOLDER', help="where to write them (default: paper, in the run's folder)")
-
-
-# %% ../nbs/10_cli.ipynb #a71a5003
-def atlas_command(
-    commands, # what `add_subparsers` gave
-):
-    "The options of `mmneurons atlas`"
-    p = add_command(commands, 'atlas', run_atlas, 'make pages to browse the neurons of a run (its tasks attribute and decode; masks for heatmaps)', epilog=STATUS)
-    p.add_argument('run_folder', metavar='RUN', help='the folder of a run of mmneurons sweep')
-    p.add_argument('--out', metavar='FOLDER', help="where to write them (default: atlas, in the run's folder)")
+    "The options of `mmneurons paper` and `mmneurons atlas`, which read a run"
+    paper = add_command(commands, 'paper', run_paper, "make the paper's tables and figures from a run", description=PAPER, epilog=PAPER_EXAMPLES + STATUS)
+    atlas = add_command(commands, 'atlas', run_atlas, 'make pages to browse the neurons of a run (its tasks attribute and decode; masks for heatmaps)', epilog=STATUS)
+    for name, p in dict(paper=paper, atlas=atlas).items():
+        p.add_argument('run_folder', metavar='RUN', help='the folder of a run of mmneurons sweep')
+        p.add_argument('--out', metavar='FOLDER', help=f"where to write them (default: {name}, in the run's folder)")
 
 # %% ../nbs/10_cli.ipynb #fb644351
 def make_parser(
@@ -539,7 +526,7 @@ def make_parser(
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--version', action='version', version=f'mmneurons {__version__}')
     commands = p.add_subparsers(title='commands', metavar='COMMAND', required=True)
-    look_command(commands), sweep_command(commands), paper_command(commands), atlas_command(commands), corpus_command(commands), train_command(commands, command == 'train')
+    look_command(commands), sweep_command(commands), run_commands(commands), corpus_command(commands), train_command(commands, command == 'train')
     return p
 
 # %% ../nbs/10_cli.ipynb #e1822db4
