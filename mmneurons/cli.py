@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['LOOK', 'LOOK_EXAMPLES', 'OUTPUT', 'STATUS', 'ENVIRONMENT', 'GENERAL', 'EXAMPLES', 'LIBRARY', 'say', 'ModelError',
            'load', 'ours', 'page_path', 'looks', 'shown', 'run_look', 'run_corpus', 'left_out', 'run_train',
-           'whole_numbers', 'run_sweep', 'run_paper', 'add_fields', 'run_notebooks', 'counting', 'add_command',
-           'add_model', 'look_command', 'corpus_command', 'train_command', 'sweep_command', 'paper_command',
-           'notebooks_command', 'make_parser', 'main']
+           'whole_numbers', 'run_sweep', 'run_paper', 'run_atlas', 'add_fields', 'run_notebooks', 'counting',
+           'add_command', 'add_model', 'look_command', 'corpus_command', 'train_command', 'sweep_command',
+           'run_commands', 'notebooks_command', 'make_parser', 'main']
 
 # %% ../nbs/10_cli.ipynb #ac3478d6
 import argparse, io, json, os, shutil, signal, sys
@@ -81,14 +81,14 @@ def looks(
             image = open_image(photo)
             page = None if args.no_html else page_path(photo, args.out, taken)
             if mm is None: mm = load(args)
-            from mmneurons.report import html_page, look
+            from mmneurons.report import elsewhere, html_page, look
             seen = look(mm, image, args.target, args.k, args.raw, seed=args.seed, image_id=photo, baseline='none' if args.no_html else 'position_mean')
             if page == Path(args.out or ''): together.append(seen)
             elif page: page.write_text(html_page([seen]), 'utf-8', 'replace')
             taken.add(page)
             yield photo, seen, page
         except (ValueError, OSError) as e: yield photo, e, None
-    if together: Path(args.out).write_text(html_page(together), 'utf-8', 'replace')
+    if together: Path(args.out).write_text(html_page(together, elsewhere(mm, together)), 'utf-8', 'replace')
 
 # %% ../nbs/10_cli.ipynb #9e6a55b6
 def shown(
@@ -198,6 +198,14 @@ def run_paper(
     return 0
 
 
+# %% ../nbs/10_cli.ipynb #a71a5002
+def run_atlas(
+    args, # of `mmneurons atlas`
+) -> int: # exit status
+    "`mmneurons atlas`: write the pages, and say where they are"
+    from mmneurons.atlas import atlas
+    return tqdm.write(str(atlas(args.run_folder, args.out))) or 0
+
 # %% ../nbs/10_cli.ipynb #4d134bc0
 def add_fields(
     parser, # argparse parser
@@ -238,8 +246,7 @@ linear layer. For each photo this command prints
     English words of three letters or more;
   - the probability and the caption once the 50 highest neurons are switched
     off, and once 50 random neurons of the same layers are.
-It writes the same, with heatmaps of the five best neurons over the photo, to
-one self-contained page.
+It writes the same, with each neuron's heatmap, to one page to click through.
 """
 
 # %% ../nbs/10_cli.ipynb #bc33ea4e
@@ -408,15 +415,15 @@ def sweep_command(
 
 
 # %% ../nbs/10_cli.ipynb #e3d8cb02
-def paper_command(
+def run_commands(
     commands, # what `add_subparsers` gave
 ):
-    "The options of `mmneurons paper`"
-    p = add_command(commands, 'paper', run_paper, "make the paper's tables and figures from a run", description=PAPER,
-                    usage='mmneurons paper RUN [--out FOLDER]', epilog=PAPER_EXAMPLES + STATUS)
-    p.add_argument('run_folder', metavar='RUN', help='the folder of a run of mmneurons sweep')
-    p.add_argument('--out', metavar='FOLDER', help="where to write them (default: paper, in the run's folder)")
-
+    "The options of `mmneurons paper` and `mmneurons atlas`, which read a run"
+    paper = add_command(commands, 'paper', run_paper, "make the paper's tables and figures from a run", description=PAPER, epilog=PAPER_EXAMPLES + STATUS)
+    atlas = add_command(commands, 'atlas', run_atlas, 'make pages to browse the neurons of a run (its tasks attribute and decode; masks for heatmaps)', epilog=STATUS)
+    for name, p in dict(paper=paper, atlas=atlas).items():
+        p.add_argument('run_folder', metavar='RUN', help='the folder of a run of mmneurons sweep')
+        p.add_argument('--out', metavar='FOLDER', help=f"where to write them (default: {name}, in the run's folder)")
 
 # %% ../nbs/10_cli.ipynb #a8dbf10e
 def notebooks_command(
@@ -436,7 +443,7 @@ def make_parser(
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--version', action='version', version=f'mmneurons {__version__}')
     commands = p.add_subparsers(title='commands', metavar='COMMAND', required=True)
-    look_command(commands), sweep_command(commands), paper_command(commands), corpus_command(commands), train_command(commands, command == 'train')
+    look_command(commands), sweep_command(commands), run_commands(commands), corpus_command(commands), train_command(commands, command == 'train')
     notebooks_command(commands)
     return p
 

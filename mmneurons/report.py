@@ -260,8 +260,8 @@ def neuron_data(
 ) -> dict:
     "Strings and numbers for one neuron of the page"
     n, heat = look.neurons.iloc[i].to_dict(), look.heat[i]
-    def layer(h): return data_uri(heat_layer(h, np.median(heat), heat.max()), 'png')
-    return dict(n, words=[show_token(t) for t in n['tokens']], heat=layer(heat), place=place(*np.unravel_index(heat.argmax(), heat.shape), heat.shape),
+    def layer(h, n=1): return data_uri(fit(heat_layer(h, np.median(heat), heat.max()), n*max(heat.shape)), 'png')
+    return dict(n, words=[show_token(t) for t in n['tokens']], heat=layer(heat), large=layer(heat, 6), place=place(*np.unravel_index(heat.argmax(), heat.shape), heat.shape),
                 p=probability(n['p_without']), others=[dict(o, heat=layer(o['heat'])) for o in others.to_dict('records')])
 
 # %% ../nbs/09_report.ipynb #827bfc45

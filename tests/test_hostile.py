@@ -130,3 +130,18 @@ def test_the_report_stays_clean(tmp_path):
     assert page.count('<script') == page.count('</script') == 1 and '<!-- -->' not in page and page.count('</style') == 2
     assert ' onclick="' not in page and '{{ 7*7 }}' in page
     assert all(c.isprintable() or c == '\n' for c in text) and '\u202e' not in text
+
+def test_the_atlas_stays_clean(tmp_path):
+    "A run whose captions, nouns and tokens are nasty"
+    import pandas as pd, shutil
+    from mmneurons.atlas import atlas
+    from mmneurons.sweep import as_parquet
+    run, nasty = tmp_path/'run', NASTY + '" onerror="alert(1)" </style></script><!-- -->'
+    shutil.copytree(Path(__file__).parents[1]/'nbs'/'data'/'run-gallery', run)
+    for table, columns in dict(images=['caption', 'noun'], decoding=['token']).items():
+        for file in (run/table).glob('*.parquet'): file.write_bytes(as_parquet(pd.read_parquet(file).assign(**{c: nasty for c in columns}), table))
+    index = atlas(run, tmp_path/'atlas', n=50)
+    for page in index.parent.glob('*.html'):
+        text = page.read_text('utf-8')
+        assert text.count('<script') == (page == index) and ' onerror="' not in text and '<!-- -->' not in text and text.count('</style') == 1
+    assert all(f.stem.isdecimal() for f in (index.parent/'pictures').iterdir())

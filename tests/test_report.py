@@ -2,6 +2,7 @@
 import re
 from pathlib import Path
 import pytest
+from mmneurons.atlas import atlas
 from mmneurons.data import gallery
 from mmneurons.model import tiny_model
 from mmneurons.report import elsewhere, html_page, look
@@ -106,3 +107,25 @@ def test_without_scripts_everything_is_there(browser, file):
     page = browser.new_context(java_script_enabled=False).new_page()
     page.goto(file.as_uri())
     assert page.locator('#look-0 .panel:visible').count() == 6 and page.locator('#look-0 .step:visible').count() == 5
+
+def test_the_atlas_sorts_finds_and_opens(browser, tmp_path):
+    index = atlas(Path(__file__).parents[1]/'nbs'/'data'/'run-gallery', tmp_path, n=100)
+    page, said, fetched = browser.new_page(viewport=dict(width=390, height=844)), [], []
+    page.on('console', lambda m: said.append(m.text))
+    page.on('request', lambda r: fetched.append(r.url))
+    page.goto(index.as_uri())
+    for at, name in ((1, 'layer'), (3, 'words'), (4, 'category')):
+        button = page.get_by_role('button', name=name)
+        for order in ('ascending', 'descending'):
+            button.focus(), page.keyboard.press('Enter')
+            assert page.locator('thead th').nth(at).get_attribute('aria-sort') == order and order in page.locator('output').inner_text()
+            if name == 'layer':
+                layers = [int(td) for td in page.locator('tbody td:nth-of-type(1)').all_text_contents()]
+                assert layers == sorted(layers, reverse=order == 'descending')
+    page.get_by_role('searchbox', name='Find').fill('butterfly')
+    assert 0 < page.locator('tbody tr:visible').count() < page.locator('tbody tr').count()
+    assert page.evaluate('document.documentElement.scrollWidth <= innerWidth')
+    page.locator('tbody a:visible').first.click()
+    assert page.locator('section:target .best img').first.evaluate('i => i.decode().then(() => i.naturalWidth)') > 0
+    assert not said and all(url.startswith(('file:', 'data:')) for url in fetched)
+    page.close()
