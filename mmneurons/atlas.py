@@ -7,6 +7,7 @@ __all__ = ['KEY', 'parts', 'counted', 'leaders', 'best_pictures', 'categories', 
 
 # %% ../nbs/09a_atlas.ipynb #0c5c7fd0
 import json
+from functools import reduce
 from pathlib import Path
 
 import numpy as np, pandas as pd, pyarrow.parquet as pq
@@ -31,10 +32,7 @@ def counted(
     by:list, # columns
 ) -> pd.Series: # index: the columns
     "How many rows there are of each kind, over all frames"
-    total = None
-    for frame in frames:
-        n = frame.groupby(by).size()
-        total = n if total is None else total.add(n, fill_value=0)
+    total = reduce(lambda total, n: total.add(n, fill_value=0), (frame.groupby(by).size() for frame in frames))
     return total.astype(int).rename('pictures')
 
 # %% ../nbs/09a_atlas.ipynb #1818e811

@@ -261,7 +261,7 @@ def neuron_data(
     "Strings and numbers for one neuron of the page"
     n, heat = look.neurons.iloc[i].to_dict(), look.heat[i]
     def layer(h, n=1): return data_uri(fit(heat_layer(h, np.median(heat), heat.max()), n*max(heat.shape)), 'png')
-    return dict(n, words=[show_token(t) for t in n['tokens']], heat=layer(heat), large=layer(heat, 6), place=place(*np.unravel_index(heat.argmax(), heat.shape), heat.shape),
+    return dict(n, words=[show_token(t) for t in n['tokens']], heat=layer(heat), large=layer(heat, 6), place=place(*divmod(int(heat.argmax()), len(heat[0])), heat.shape),
                 p=probability(n['p_without']), others=[dict(o, heat=layer(o['heat'])) for o in others.to_dict('records')])
 
 # %% ../nbs/09_report.ipynb #827bfc45
@@ -293,9 +293,10 @@ def hashed(
 # %% ../nbs/09_report.ipynb #64e095fe
 def html_page(
     looks:list[Look], # one or more, of the same model
-    others:pd.DataFrame=pd.DataFrame(columns=['look', 'neuron', 'other', 'share', 'heat']), # from `elsewhere`
+    others:pd.DataFrame|None=None, # from `elsewhere`; default: nowhere
 ) -> str:
     "One self-contained HTML page"
+    if others is None: others = pd.DataFrame(columns=['look', 'neuron', 'other', 'share', 'heat'])
     env = templates()
     return env.get_template('look.html.j2').render(looks=[page_data(looks, i, others) for i in range(len(looks))], weights=looks[0].settings['weights'],
                                                    version=__version__, hash=hashed(env, 'look.js'))
