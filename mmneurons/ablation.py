@@ -196,7 +196,7 @@ def plot_curve(
         ax.plot(x, t['mean'], marker='o', ms=4, color=colour, label=arm)
         ax.fill_between(x, t.lo, t.hi, color=colour, alpha=.2)
     ax.set(xticks=range(len(at)), xticklabels=at, xlabel='neurons switched off', ylabel=label, ylim=(0, None))
-    ax.spines[['top', 'right']].set_visible(False); ax.legend(frameon=False)
+    ax.spines[['top', 'right']].set_visible(False); ax.legend(frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
     return fig
 
 # %% ../nbs/05_ablation.ipynb #a17554a0
