@@ -102,7 +102,6 @@ def ends_of(
 
 # %% ../nbs/00_model.ipynb #7b52009b
 @patch
-@torch.no_grad()
 def caption_ids(self:MultimodalLM,
     soft_prompt, # (batch, patch, d_model)
     max_new_tokens:int=20, # longest caption, in tokens
