@@ -53,7 +53,7 @@ def as_parquet(
 ) -> bytes: # the same for the same rows, always
     "A table as the content of a Parquet file; in tables about pictures each picture is a row group"
     schema, buffer = SCHEMAS[name], io.BytesIO()
-    with pq.ParquetWriter(buffer, schema, compression='zstd') as writer:
+    with pq.ParquetWriter(buffer, schema, compression='zstd', use_dictionary=False, write_statistics=['image_id']) as writer:
         groups = frame.groupby('image_id', sort=False) if 'image_id' in frame else [(None, frame)]
         for _, rows in groups: writer.write_table(pa.Table.from_pandas(rows[schema.names], schema, preserve_index=False))
     return buffer.getvalue()
