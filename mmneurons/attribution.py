@@ -88,15 +88,14 @@ def choose_target(
         noun = likeliest_word(mm, soft_prompt, ids, others)
         if word is None: notes.append(f'the caption {text.strip()!r} has no noun; its likeliest content word, {noun!r}, is attributed')
     said = noun if word is None else word
-    step = token_at(mm, ids, said) if isinstance(said, str) else None
-    if step is not None: return Target(said, ids[step], ids[:step], notes + whole(mm, ids, step, said))
+    if isinstance(said, str) and (step := token_at(mm, ids, said)) is not None: return Target(said, ids[step], ids[:step], notes + whole(mm, ids, step, said))
     if word is None: raise ValueError(f'the caption {text.strip()!r} has no word to attribute; name one with target')
     step = token_at(mm, ids, noun) if noun else 0
     where = f'where the caption says {noun!r}' if noun else 'at the first step'
     token = first_token(mm, word, notes)
-    if isinstance(word, int): word = mm.tokenizer.decode([word]).strip()
-    notes.append(f'the caption {text.strip()!r} does not contain {word!r}; it is attributed {where}')
-    return Target(word, token, ids[:step], notes)
+    said = mm.tokenizer.decode([word]).strip() if isinstance(word, int) else word
+    notes.append(f'the caption {text.strip()!r} does not contain {said!r}; it is attributed {where}')
+    return Target(said, token, ids[:step], notes)
 
 # %% ../nbs/02_attribution.ipynb #472b07b9
 def whole(
@@ -264,7 +263,7 @@ def load(cls:Attribution,
     "Read what `save` wrote"
     with safe_open(file, 'pt') as f: tensors, info = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
     if 'attribution' not in info: raise ValueError(f'{file} holds no attribution')
-    return cls(**tensors, **json.loads(info['attribution']))
+    return Attribution(**tensors, **json.loads(info['attribution']))
 
 # %% ../nbs/02_attribution.ipynb #92cfceb3
 def top_neurons(
@@ -313,7 +312,7 @@ def counterfactual_images(
     if isinstance(kind, (list, tuple)) and len(kind) == len(images): return list(kind)
     if kind not in ('blur', 'mean'): raise ValueError(f"counterfactual is 'blur', 'mean', a picture, or {len(images)} of them, not {kind!r}")
     if kind == 'blur': return [im.convert('RGB').filter(ImageFilter.GaussianBlur(max(im.size)/8)) for im in images]
-    return [im.convert('RGB').resize((1, 1), Image.BOX).resize(im.size) for im in images]
+    return [im.convert('RGB').resize((1, 1), Image.Resampling.BOX).resize(im.size) for im in images]
 
 # %% ../nbs/02_attribution.ipynb #b7eb6c68
 def _activations(mm, soft_prompt, targets):
@@ -385,7 +384,7 @@ def ablation_effects(
     for part in layers.argsort(stable=True).split(chunk):
         mask, rows = torch.zeros(len(part), mm.n_layers, mm.n_units, dtype=torch.bool), torch.arange(len(part))
         mask[rows, layers[part], units[part]] = True
-        with widened(mm, layers[part[0]], len(part)), hold_neurons(mm, mask, positions=p): effects[part] = (intact - logit(len(part))).float().cpu()
+        with widened(mm, int(layers[part[0]]), len(part)), hold_neurons(mm, mask, positions=p): effects[part] = (intact - logit(len(part))).float().cpu()
     return effects
 
 # %% ../nbs/02_attribution.ipynb #5a5b0f9b
@@ -454,7 +453,7 @@ def attribute(
     full:bool=False, # keep the scores at each position too
     batch:int=8, # pictures at a time
     **options, # of the method: counterfactual (patching, integrated), steps (integrated), neurons and chunk (exact)
-) -> Attribution: # a list of them for several pictures, or several words of one
+): # an Attribution; a list of them for several pictures, or several words of one
     "Score every neuron of the language model for its part in one word of the caption"
     if reduce not in ('max', 'sum'): raise ValueError(f"reduce is 'max' or 'sum', not {reduce!r}")
     if method not in METHODS: raise ValueError(f'method is one of {", ".join(METHODS)}, not {method!r}')

@@ -31,7 +31,7 @@ def _crop_photo(im, rng, side=SIDE):
     s = int(min(im.size)*rng.uniform(.75, 1))
     x, y = rng.randrange(im.width-s+1), rng.randrange(im.height-s+1)
     im = im.crop((x, y, x+s, y+s)).resize((side, side), Image.BICUBIC)
-    return im.transpose(Image.FLIP_LEFT_RIGHT) if rng.random() < .5 else im
+    return im.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < .5 else im
 
 # %% ../nbs/00c_corpus.ipynb #fe5dbbce
 def _gradient(a, b, side=SIDE, turns=0):
@@ -49,7 +49,7 @@ def _plain(rng, side=SIDE):
 # %% ../nbs/00c_corpus.ipynb #b1d57811
 def _paste(cut, back, size, at):
     "`cut`, scaled to `size`, on `back` with its top left corner `at`: the picture, and the mask of the thing"
-    cut = cut.resize(size, Image.LANCZOS)
+    cut = cut.resize(size, Image.Resampling.LANCZOS)
     im, mask = back.copy(), Image.new('L', back.size)
     im.paste(cut, at, cut)
     mask.paste(cut.getchannel('A'), at)
@@ -63,7 +63,7 @@ def compose(cut:Image.Image,     # RGBA
     "`cut` somewhere on `back`, its longer side 40 to 85 % of the picture"
     scale = back.width*rng.uniform(.4, .85)/max(cut.size)
     size = tuple(max(1, round(s*scale)) for s in cut.size)
-    if rng.random() < .5: cut = cut.transpose(Image.FLIP_LEFT_RIGHT)
+    if rng.random() < .5: cut = cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     rgb = cut.convert('RGB')
     for enhance in (ImageEnhance.Brightness, ImageEnhance.Color, ImageEnhance.Contrast):
         rgb = enhance(rgb).enhance(rng.uniform(.85, 1.15))
@@ -170,8 +170,9 @@ def _backdrop(r, roots, side):
     package, _, file = r['back'].partition(':')
     if not file: return _gradient(*r['back'].split(), side)
     im = _photo(roots[package]/PACKAGES[package].folder/file)
-    n, dx, dy = min(im.size), *(round(float(r['crop'])*(d-min(im.size))) for d in im.size)
-    return im.crop((dx, dy, dx+n, dy+n)).resize((side, side), Image.LANCZOS)
+    n = min(im.size)
+    dx, dy = (round(float(r['crop'])*(d-n)) for d in im.size)
+    return im.crop((dx, dy, dx+n, dy+n)).resize((side, side), Image.Resampling.LANCZOS)
 
 # %% ../nbs/00c_corpus.ipynb #0a57cb53
 def _scene(r, roots, cuts, side):

@@ -148,7 +148,7 @@ ARTISTS = {  # artist: package, folder inside its folder, compositions made of o
 def read_table(name:str          # a file in `mmneurons/assets`
               ) -> list[dict]:   # its lines
     "One of the tables that were made by looking"
-    with (files('mmneurons')/'assets'/name).open(newline='', encoding='utf-8') as f: return list(csv.DictReader(f))
+    return list(csv.DictReader(io.StringIO((files('mmneurons')/'assets'/name).read_text('utf-8'))))
 
 # %% ../nbs/00b_cutouts.ipynb #472b07b9
 def cutouts(roots:dict        # unpacked packages, by name

@@ -10,7 +10,7 @@ __all__ = ['LEAD', 'SUFFIXES', 'VOC', 'SOURCES', 'Late', 'Example', 'ImageError'
 
 # %% ../nbs/00a_data.ipynb #1b645389
 import base64, csv, html, importlib, io, json, os, re, tarfile, warnings, zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from glob import escape as glob_escape, glob
@@ -37,7 +37,7 @@ class Example:
     image_id: str          # unique in its data set
     image: Image.Image     # RGB
     captions: tuple = ()   # of str; may be empty
-    nouns: tuple = Late()  # of str: the things that are named, first the most important; or a function that finds them
+    nouns: Late = Late()   # tuple of str: the things that are named, first the most important; or a function that finds them
     masks: dict = field(default_factory=dict)  # noun: bool array (height, width), True on the thing
     def __repr__(self): return f'Example {self.image_id!r} of {", ".join(self.nouns) or "nothing named"}'
     def _repr_html_(self):
@@ -143,7 +143,7 @@ class Reader(Sequence):
     "Examples that are read from disk when they are asked for"
     def __init__(self,
                  rows:list,     # one dict per example, with an `image_id`
-                 load:callable  # what makes an `Example` of a row
+                 load:Callable  # what makes an `Example` of a row
                 ):
         self.rows, self.load = list(rows), load
     @property
@@ -234,7 +234,7 @@ def mask_pictures(folder:str|Path, # holds NAME.png, or NOUN/NAME.png for severa
     plain, found = Path(folder)/f'{ex.image_id}.png', {}
     for file in [plain]*plain.is_file() + sorted(Path(folder).glob(f'*/{glob_escape(ex.image_id)}.png')):
         noun = file.parent.name if file != plain else next(iter(ex.nouns), 'thing')
-        found[noun] = np.asarray(Image.fromarray(open_mask(file)).resize(ex.image.size, Image.NEAREST))
+        found[noun] = np.asarray(Image.fromarray(open_mask(file)).resize(ex.image.size, Image.Resampling.NEAREST))
     return found
 
 # %% ../nbs/00a_data.ipynb #e1822db4
@@ -458,9 +458,9 @@ def _shard_example(row):
 def webdataset(shards:str|Path # tar files: a pattern such as cc3m/*.tar or cc3m/{00000..00331}.tar
               ) -> Reader:
     "Pictures (.jpg, .png, …) with captions (.txt, or \"caption\" in .json) from tar files"
-    whole, first, last = re.match(r'.*?\{(\d+)\.\.(\d+)\}|', str(shards)).group(0, 1, 2)
-    names = [str(shards).replace(f'{{{first}..{last}}}', f'{n:0{len(first)}}') for n in range(int(first), int(last) + 1)] if whole else sorted(glob(str(shards)))
-    missing = next((n for n in names or [shards] if not Path(n).is_file()), None)
+    run = re.search(r'\{(\d+)\.\.(\d+)\}', str(shards))
+    names = [str(shards).replace(run[0], f'{n:0{len(run[1])}}') for n in range(int(run[1]), int(run[2]) + 1)] if run else sorted(glob(str(shards)))
+    missing = next((n for n in names or [str(shards)] if not Path(n).is_file()), None)
     if missing: raise FileNotFoundError(f'{missing}: there is no such tar file')
     return Reader([dict(image_id=f'{Path(n).stem}/{key}', shard=n, members=at) for n in names for key, at in _shard(n).items()], _shard_example)
 
@@ -499,7 +499,7 @@ def corpus(path:str|Path,        # folder with a manifest.csv
 # %% ../nbs/00a_data.ipynb #35e995c1
 def _captions_table(path, images=None, **columns): return image_folder(images or Path(path).parent, path, **columns)
 
-SOURCES = dict(gallery=lambda _: gallery(), corpus=corpus, coco=coco, voc=voc, folders=class_folders, cc3m=cc3m,
+SOURCES: dict[str, Callable] = dict(gallery=lambda _: gallery(), corpus=corpus, coco=coco, voc=voc, folders=class_folders, cc3m=cc3m,
                webdataset=webdataset, table=_captions_table, folder=image_folder, hf=hf)
 
 # %% ../nbs/00a_data.ipynb #1f1362ea
@@ -509,8 +509,8 @@ def open_data(spec:str,           # such as corpus:FOLDER or coco:val2017,captio
     "The data set that one line names, or what is set apart in it for training or validation"
     kind, _, rest = (spec if ':' in spec else f'{spec}:{spec}').partition(':')          # gallery, and corpus for a folder of that name
     if kind not in SOURCES: raise ValueError(f'{spec!r} names no data set; it begins with one of {" ".join(f"{k}:" for k in SOURCES)}')
-    where, *options = re.split(r',(?=\w+=)', rest)
-    options = dict(o.split('=', 1) for o in options)
+    where, *settings = re.split(r',(?=\w+=)', rest)
+    options = dict(s.split('=', 1) for s in settings)
     if kind == 'corpus' and split: options = {'split': split} | options
     try: data = SOURCES[kind](where, **options)
     except TypeError as e: raise ValueError(f'{spec}: {str(e).partition(" ")[2]}') from None

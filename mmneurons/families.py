@@ -108,7 +108,7 @@ class NeuronLM(nn.Module):
 # %% ../nbs/00_1_families.ipynb #9e6a55b6
 _SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16, intermediate_size=64)
 _GPT = dict(n_embd=32, n_layer=2, n_head=2, n_positions=128)
-_TINY = {
+_TINY: dict[str, dict] = {
     'gptj': _GPT | dict(rotary_dim=8), 'codegen': _GPT | dict(rotary_dim=8, n_head=4), 'gpt2': _GPT, 'gpt_bigcode': _GPT,
     'gpt_neo': dict(hidden_size=32, num_layers=2, num_heads=2, attention_types=[[['global', 'local'], 1]], max_position_embeddings=128),
     'opt': dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, ffn_dim=64, word_embed_proj_dim=16),

@@ -12,7 +12,7 @@ from .attribution import Target, ablation_effects, attribute, top_neurons
 from .model import MultimodalLM, hook_neurons, output_vectors
 
 # %% ../nbs/02a_fidelity.ipynb #902ba3cd
-GUESSES = {
+GUESSES: dict[str, dict] = {
     'eq. 2, maximum':    dict(),
     'eq. 2, sum':        dict(reduce='sum'),
     'patching, blur':    dict(method='patching', reduce='sum'),

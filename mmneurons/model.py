@@ -10,7 +10,10 @@ __all__ = ['MultimodalLM', 'ends_of', 'usable_device', 'tiny_model', 'FAMILIES',
 
 # %% ../nbs/00_model.ipynb #ac3478d6
 import sys, tempfile
+from collections.abc import Callable
 from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from fastcore.basics import patch
@@ -38,6 +41,10 @@ _all_ = ['FAMILIES', 'Family', 'NeuronLM', 'check_family', 'family_of', 'hold_ne
 # %% ../nbs/00_model.ipynb #0ade7c2c
 class MultimodalLM(NeuronLM):
     "A frozen causal language model that reads a picture as `n_patches` projected vectors"
+    if TYPE_CHECKING:
+        from_pretrained: ClassVar[Callable[..., 'MultimodalLM']]
+        from_vlm: ClassVar[Callable[..., 'MultimodalLM']]
+        def __getattr__(self, name) -> Any: ...
     def __init__(self,
         encoder:Encoder, # frozen; gives (batch, patch, d_image)
         lm, # transformers causal language model of a family in `FAMILIES`
@@ -95,7 +102,6 @@ def ends_of(
 
 # %% ../nbs/00_model.ipynb #7b52009b
 @patch
-@torch.no_grad()
 def caption_ids(self:MultimodalLM,
     soft_prompt, # (batch, patch, d_model)
     max_new_tokens:int=20, # longest caption, in tokens
@@ -137,10 +143,10 @@ def usable_device(
     device:str|None=None, # default: a GPU if there is one
 ) -> torch.device:
     "The device that was asked for, or an error where there is none"
-    device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-    there = dict(cuda=torch.cuda.is_available, mps=torch.backends.mps.is_available).get(device.type, lambda: True)
-    if not there(): raise ValueError(f'there is no {device.type!r} device on this machine; use device="cpu"')
-    return device
+    asked = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    there = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available())
+    if not there.get(asked.type, True): raise ValueError(f'there is no {asked.type!r} device on this machine; use device="cpu"')
+    return asked
 
 # %% ../nbs/00_model.ipynb #0716d970
 @patch(cls_method=True)
@@ -153,11 +159,11 @@ def from_pretrained(cls:MultimodalLM,
     device_map=None, # 'auto' spreads a large language model over all there is
 ) -> MultimodalLM:
     "Load a pair with its trained projection, ready to look at pictures"
-    pair, device = find_pair(name, files('mmneurons')/'assets', revision), usable_device(device)
+    pair, where = find_pair(name, Path(str(files('mmneurons')))/'assets', revision), str(usable_device(device))
     config, file, label = pair.config, projection or pair.projection, name.lm if isinstance(name, ModelConfig) else str(name)
     dtype = dtype or getattr(torch, config.dtype)
     shapes = plan(config, pair.spec, dtype)
-    said = require_memory(label, shapes.needs, device, free=float('inf') if device_map else None)
+    said = require_memory(label, shapes.needs, where, free=float('inf') if device_map else None)
     if shapes.needs.sum() > 4e9: print(said, file=sys.stderr)
     if projection is not False:
         if file is None: raise ValueError(f"{label} comes without a projection: name a file (LiMBeR's is limber_weights/beit_linear/proj.ckpt), "
@@ -165,7 +171,7 @@ def from_pretrained(cls:MultimodalLM,
         check_projection(file, read_projection(file)[0], (shapes.d_model, shapes.d_image), config)
     encoder = Encoder(pair.spec, config.image_size, weights=pair.encoder_file is None)
     if pair.encoder_file: encoder.load_state_dict(load_file(pair.encoder_file))
-    mm = cls(encoder, *load_lm(config, dtype, device, device_map), config)
+    mm = cls(encoder, *load_lm(config, dtype, where, device_map), config)
     if projection is not False: load_projection(mm, file)
     mm.encoder.to(mm.device), mm.projection.to(mm.device)
     return mm

@@ -195,7 +195,7 @@ def require_memory(
     name:str, # of the pair
     needs:pd.Series, # bytes
     device:str, # where it shall go
-    free:int|None=None, # bytes; default: what is free there now
+    free:float|None=None, # bytes; default: what is free there now
 ) -> str: # one line
     "Say what the pair needs; refuse it, with the smaller choice, where there is not enough"
     free = free_memory(device) if free is None else free
@@ -292,11 +292,11 @@ def read_pair(
     about = json.loads((folder/'config.json').read_text('utf-8'))
     if not about.pop('mmneurons', None): raise ValueError(f'{folder}/config.json is not of mmneurons, but of a {about.get("model_type", "?")} model')
     spec, layout = about.pop('encoder_spec'), about.pop('layout')
-    tupled = lambda d: {k: tuple(v) if isinstance(v, list) else v for k, v in d.items()}
+    def tupled(d) -> dict: return {k: tuple(v) if isinstance(v, list) else v for k, v in d.items()}
     config, file = ModelConfig(**tupled(about)), folder/'encoder.safetensors'
     if (folder/config.lm).is_dir(): config = replace(config, lm=str(folder/config.lm))
     spec = EncoderSpec(**tupled(spec))
-    return Pair(config, spec, folder/config.projection, file if file.is_file() else None, layout)
+    return Pair(config, spec, folder/(config.projection or 'projection.safetensors'), file if file.is_file() else None, layout)
 
 # %% ../nbs/00_3_pairs.ipynb #761f22b2
 def find_pair(
@@ -307,7 +307,7 @@ def find_pair(
     "Where a pair that is named has its parts"
     config = PRESETS.get(name) if isinstance(name, str) else name
     if isinstance(config, ModelConfig):
-        return Pair(config, encoder_spec(config.encoder), config.projection and assets/config.projection)
+        return Pair(config, encoder_spec(config.encoder), assets/config.projection if config.projection else None)
     if Path(name).is_dir(): return read_pair(name)
     if str(name).count('/') != 1: raise ValueError(f"unknown model {name!r}; there are: {', '.join(PRESETS)}, or a folder or hub repository of a saved pair")
     return read_pair(snapshot_download(name, revision=revision))

@@ -60,6 +60,7 @@ class Exhibit:
         kind:str='png', # 'png' or 'jpeg'
     ) -> bytes:
         "The figure as a file"
+        if self.figure is None: raise ValueError(f'{self.name} has no figure')
         buffer = io.BytesIO()
         self.figure.savefig(buffer, dpi=100, format=kind)
         return buffer.getvalue()

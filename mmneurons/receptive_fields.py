@@ -70,7 +70,7 @@ def position_mean(
     images, # PIL images, the more the better; any iterable
 ) -> torch.Tensor: # (layer, unit, patch)
     "Each unit's mean activation at each patch over `images`: its habits of place"
-    total, n = 0, 0
+    total, n = torch.zeros(()), 0
     for n, image in enumerate(tqdm(images, desc='habits of place', unit='picture', leave=False, disable=None), 1): total = total + unit_activations(mm, image)
     if not n: raise ValueError('no pictures to measure the habits of place on')
     return total/n

@@ -64,10 +64,13 @@ def plot_top_images(
 def class_units(
     tops:pd.DataFrame, # class, image_id, layer, unit, sign: the top neurons of many pictures
     k:int=20, # units a class
+    specific:bool=False, # of most pictures *more than of the other classes*
 ) -> pd.DataFrame: # class, layer, unit, sign, pictures
-    "The units that are among the top neurons of most pictures of each class"
-    counts = tops.groupby(['class', 'layer', 'unit', 'sign']).image_id.nunique().rename('pictures').reset_index()
-    return counts.sort_values(['class', 'pictures'], ascending=[True, False], kind='stable').groupby('class').head(k).reset_index(drop=True)
+    "The units that are among the top neurons of most pictures of each class, of which there are as many of each"
+    counts = tops.groupby(['layer', 'unit', 'sign', 'class']).image_id.nunique().unstack('class', fill_value=0)
+    others = counts.rsub(counts.sum(axis=1), axis=0)/max(1, counts.shape[1] - 1)
+    best = {c: (counts[c] - others[c]*specific).sort_values(ascending=False, kind='stable').index[:k] for c in counts}
+    return pd.concat([counts.loc[at, c].rename('pictures').reset_index().assign(**{'class': c}) for c, at in best.items()], ignore_index=True).query('pictures > 0')
 
 # %% ../nbs/04b_selectivity.ipynb #9e6a55b6
 def class_means(

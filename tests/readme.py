@@ -1,6 +1,7 @@
 "Makes README.md from nbs/index.ipynb: `python tests/readme.py`"
 import json, re
 from pathlib import Path
+from nbdev.frontmatter import _nbpath2html
 
 ROOT = Path(__file__).resolve().parents[1]
 SITE = 'https://mmneurons.github.io/mmneurons'
@@ -15,6 +16,6 @@ def readme():
             text = '```python\n' + re.sub(r'(?m)^#\|.*\n', '', text) + '\n```'
         parts.append(text)
     text = '\n\n'.join(parts).replace('](images/', '](nbs/images/')
-    return re.sub(r'\]\((\w+)\.ipynb\)', rf']({SITE}/\1.html)', text) + '\n'
+    return re.sub(r'\]\((\w+\.ipynb)\)', lambda link: f']({SITE}/{_nbpath2html(Path(link[1]))})', text) + '\n'
 
 if __name__ == '__main__': (ROOT/'README.md').write_text(readme(), 'utf-8')

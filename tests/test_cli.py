@@ -74,18 +74,18 @@ class Page(HTMLParser):
 @pytest.mark.parametrize('name', GOOD)
 def test_each_page_is_whole(looked, photos, name):
     page = Page(photos/'pages'/f'{Path(name).stem}.html')
-    assert len(page.all('img')) == 4                                   # the photo, and one heatmap for each of three neurons
-    for img, picture in zip(page.all('img'), page.pictures()):
-        assert img['src'].startswith('data:image/jpeg;base64,') and len(img['alt']) > 20
-        assert picture.size == (int(img['width']), int(img['height']))
-    assert not any(page.all(tag) for tag in ('script', 'link', 'iframe', 'object', 'base'))
-    assert not re.search(r'url\(|@import', page.source)
+    photo, *heats = page.all('img')
+    assert photo['src'].startswith('data:image/jpeg;base64,') and len(photo['alt']) > 20
+    assert page.pictures()[0].size == (int(photo['width']), int(photo['height']))
+    assert len(heats) == 2*3 and all(img['src'].startswith('data:image/png;base64,') for img in heats)  # large and small, for each of three neurons
+    assert not any(page.all(tag) for tag in ('link', 'iframe', 'object', 'base')) and len(page.all('script')) == 1
+    assert not re.search(r'url\((?!data:)|@import', page.source)
     assert all('src' not in attrs or attrs['src'].startswith('data:') for _, attrs in page.tags)
     assert page.all('html')[0]['lang'] == 'en' and len(page.all('h1')) == len(page.all('title')) == 1
     ids = {attrs['id'] for _, attrs in page.tags if 'id' in attrs}
     assert all(attrs['aria-labelledby'] in ids for _, attrs in page.tags if 'aria-labelledby' in attrs)
     assert 'Gemma Terms of Use' in page.text and 'random units' in page.text
-    assert len(re.findall(r'\bL\d+\.u\d+\([+−]\)', page.text)) == 3 + 3 + 1  # cards, table, and the example in the explanation
+    assert len(re.findall(r'\bL\d+\.u\d+\([+−]\)', page.text)) == 3*3 + 1    # button, panel and table, and the example in the explanation
 
 def test_pictures_are_read_right(looked, photos):
     def photo(name): return Page(photos/'pages'/f'{name}.html').pictures()[0]
@@ -105,9 +105,10 @@ def test_json_and_one_page_for_all(tmp_path):
         assert 0 < found['p_target'] <= 1 and len(found['neurons']) == 10 and len(found['neurons'][0]['tokens']) == 10
         scores = [n['score'] for n in found['neurons']]
         assert scores == sorted(scores, reverse=True)                  # --raw
-        assert [(arm['arm'], arm['n_ablated']) for arm in found['ablation']] == [('nothing', 0), ('top', 50), ('random', 50)]
+        assert [(arm['arm'], arm['n_ablated']) for arm in found['ablation']] == [('nothing', 0)] + [(arm, n) for arm in ('top', 'random') for n in (1, 5, 10, 20, 50)]
+        assert all(0 <= n['p_without'] <= 1 and n['caption_without'] for n in found['neurons'])
     page = Page(tmp_path/'all.html')
-    assert len(page.all('article')) == 2 and len(page.all('img')) == 12
+    assert len(page.all('article')) == 2 and page.source.count('class="heat"') == 20 and 'Other photographs where it fires' in page.text
 
 def test_nothing_heavy_before_it_is_needed(tmp_path):
     code = ("import sys; from mmneurons.cli import main, make_parser; make_parser().format_help();"

@@ -117,10 +117,31 @@ def test_the_pages_stay_clean(tmp_path):
     assert '<script>' not in page and '&lt;script&gt;' in page
 
 def test_the_report_stays_clean(tmp_path):
-    "A tiny model looks at a picture of a nasty name"
+    "A tiny model looks at two pictures of a nasty name, and says something nasty"
+    from dataclasses import replace
     from mmneurons.model import tiny_model
-    from mmneurons.report import as_text, html_page, look
-    seen = look(tiny_model(seed=5), Image.new('RGB', (32, 32), 'red'), image_id=NASTY, k=3, n_ablated=3)
-    page, text = html_page([seen]), as_text(seen)
-    assert '<script>alert' not in page
+    from mmneurons.report import as_text, elsewhere, html_page, look
+    mm, nasty = tiny_model(seed=5), NASTY + '\' onclick="alert(1)" </style><!-- --> \u2028 {{ 7*7 }}'
+    seen = [look(mm, Image.new('RGB', (32, 32), colour), image_id=nasty, k=3, n_ablated=3) for colour in ('red', 'blue')]
+    for s in seen:
+        s.attribution = replace(s.attribution, caption=nasty, notes=[nasty])
+        s.ablation, s.neurons = s.ablation.assign(caption=nasty), s.neurons.assign(caption_without=nasty)
+    page, text = html_page(seen, elsewhere(mm, seen, share=0)), as_text(seen[0])
+    assert page.count('<script') == page.count('</script') == 1 and '<!-- -->' not in page and page.count('</style') == 2
+    assert ' onclick="' not in page and '{{ 7*7 }}' in page
     assert all(c.isprintable() or c == '\n' for c in text) and '\u202e' not in text
+
+def test_the_atlas_stays_clean(tmp_path):
+    "A run whose captions, nouns and tokens are nasty"
+    import pandas as pd, shutil
+    from mmneurons.atlas import atlas
+    from mmneurons.sweep import as_parquet
+    run, nasty = tmp_path/'run', NASTY + '" onerror="alert(1)" </style></script><!-- -->'
+    shutil.copytree(Path(__file__).parents[1]/'nbs'/'data'/'run-gallery', run)
+    for table, columns in dict(images=['caption', 'noun'], decoding=['token']).items():
+        for file in (run/table).glob('*.parquet'): file.write_bytes(as_parquet(pd.read_parquet(file).assign(**{c: nasty for c in columns}), table))
+    index = atlas(run, tmp_path/'atlas', n=50)
+    for page in index.parent.glob('*.html'):
+        text = page.read_text('utf-8')
+        assert text.count('<script') == (page == index) and ' onerror="' not in text and '<!-- -->' not in text and text.count('</style') == 1
+    assert all(f.stem.isdecimal() for f in (index.parent/'pictures').iterdir())

@@ -37,7 +37,7 @@ def test_a_run_killed_at_random_moments_ends_as_an_unbroken_one(tmp_path):
         before, process = written(), context.Process(target=go, args=(tmp_path, folder))
         process.start()
         while process.is_alive() and written() == before: time.sleep(.002)
-        time.sleep(rng.uniform(0, .3))
+        time.sleep(rng.uniform(0, .15))
         process.kill(), process.join()
         if process.exitcode == 0: break
         kills += 1

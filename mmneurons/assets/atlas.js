@@ -1,0 +1,20 @@
+// Sorts the rows by the column whose button is pressed, and hides those without the words that are looked for.
+const body = document.querySelector('tbody'), rows = [...body.rows], buttons = [...document.querySelectorAll('thead button')]
+const told = document.querySelector('output'), find = document.querySelector('input')
+const key = (row, at) => row.cells[at].dataset.key
+document.documentElement.classList.add('js')
+
+buttons.forEach(button => button.addEventListener('click', () => {
+  const head = button.closest('th'), at = head.cellIndex, down = head.getAttribute('aria-sort') === 'ascending' ? -1 : 1
+  buttons.forEach(b => b.closest('th').removeAttribute('aria-sort'))
+  head.setAttribute('aria-sort', down > 0 ? 'ascending' : 'descending')
+  rows.sort((a, b) => down*key(a, at).localeCompare(key(b, at), undefined, {numeric: true}))
+  body.append(...rows)
+  told.textContent = `sorted by ${button.textContent}, ${head.getAttribute('aria-sort')}`
+}))
+
+find.addEventListener('input', () => {
+  const wanted = find.value.toLowerCase()
+  rows.forEach(row => { row.hidden = !row.textContent.toLowerCase().includes(wanted) })
+  told.textContent = `${rows.filter(row => !row.hidden).length} neurons`
+})
