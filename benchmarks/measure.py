@@ -11,7 +11,7 @@
     python benchmarks/measure.py steering --corpus data/corpus -n 200   whether a picture can be made to be called something else
     python benchmarks/measure.py overlap --corpus data/corpus --split test -n 400    whether heatmaps cover the thing, beside controls
     python benchmarks/measure.py selectivity --corpus data/corpus -n 200             whether a class's units prefer it, on CIFAR-10
-    python benchmarks/measure.py words --corpus data/corpus -n 20                    whether a colour, a number or a place goes while the noun stays
+    python benchmarks/measure.py words --corpus data/corpus -n 24                    whether a colour, a number or a place goes while the noun stays
     python benchmarks/measure.py forms --corpus data/corpus                          whether a thing's photograph, drawing, emoji and name lead to the same units
 
 The tables go to nbs/data (--out); --model pocket-smollm2 measures the second pair of models.
@@ -411,7 +411,7 @@ def run_words(args, mm):
     splits = {split: corpus(args.corpus, split) for split in ('val', 'test', 'train')}
     wanted, file, units = dict(val=max(1, args.n//4), test=args.n), Path(args.work)/'words-usual.safetensors', Path(args.work)/'words-units.csv'
     chosen = [(split, n, i, found) for split, few in wanted.items() for n, (i, found) in enumerate(with_words(splits[split], few))]
-    listed = {(r := splits[split].rows[i])['image_id']: (split, r['style'] if n < wanted[split] else '', found) for split, n, i, found in chosen}        # style: of the first ones
+    listed = {(r := splits[split].rows[i])['image_id']: (split, r['style'] if n < dict(val=3, test=12)[split] else '', found) for split, n, i, found in chosen}        # style: of the first ones
     if not file.exists():
         total, counts = Counter(), Counter()
         for i, found in tqdm([*with_words(splits['train'], 6)], desc='usual scores'):
@@ -424,13 +424,13 @@ def run_words(args, mm):
     def kept(kind, a): return dict(image_id=a.image_id, kind=kind, word=a.target, units=' '.join(str(u) for u in (a.scores - usual[kind.split()[-1]]).flatten().topk(100).indices.tolist()))
     def measure(ex):
         split, style, found = listed[ex.image_id]
-        how = dict(ks=(64,), rankings=RANKINGS) if split == 'val' else dict(rankings=('usual',))
+        how = dict(ks=(64,), rankings=RANKINGS) if split == 'val' else {}
         said, styled = asked(mm, ex, found, style)
         out = [dissociation(mm, ex.image, said['noun'], {kind: said[kind] for kind in found}, usual, **how)]
         if styled: out.append(dissociation(mm, ex.image, styled[0], dict(style=styled[1]), usual, **how))
         rows = [kept(kind, a) for kind, a in said.items()] + ([kept('style', styled[1])] if styled else [])
         if 'colour' in found:                                                    # a colour that is not there
-            colours = sorted({f['colour'] for *_, f in listed.values() if 'colour' in f} - {found['colour']})
+            colours = [c for c in ('blue', 'green', 'red', 'white', 'yellow') if c != found['colour']]
             wrong = colours[len(ex.image_id) % len(colours)]
             rows.append(kept('absent colour', attribute(mm, ex.image, wrong, caption=ex.captions[0].replace(found['colour'], wrong, 1), image_id=ex.image_id)))
         append(pd.DataFrame(rows), units)
@@ -465,15 +465,16 @@ def run_forms(args, mm, each=2):
         r = data.rows[i]
         if 'cifar' not in r['source']: found.setdefault(r['noun'], {}).setdefault(form_of(r), {}).setdefault(r['image_id'].rpartition('-')[0], i)
     concepts = sorted(noun for noun, forms in found.items() if len(forms) == 4 and all(len(f) >= each for f in forms.values()))
+    following = dict(zip(concepts, np.roll(concepts, -1)))
     def picture(noun, form, j):
         "The picture, and its row of the corpus"
         if form == 'written': return written_word(noun, ink=('black', 'white')[j], ground=('white', 'navy')[j]), {}
         if form == 'blank': return Image.new('RGB', (384, 384), ('white', 'gray')[j]), {}
-        of, form = (concepts[(concepts.index(noun) + 1) % len(concepts)], 'photograph') if form == 'another thing' else (noun, form)
+        of, form = (following[noun], 'photograph') if form == 'another thing' else (noun, form)
         i = list(found[of][form].values())[j]
         return data[i].image, data.rows[i]
     forms = 'photograph', 'drawing', 'emoji', '3d', 'written', 'another thing', 'blank'
-    wanted = {f'{noun} {form} {j}': (noun, form, j) for noun in concepts for form in forms for j in range(each)}
+    wanted = {f'{noun} {form} {j}': (noun, form, j) for noun in concepts for form in forms for j in range(each if form in forms[:5] else 1)}
     def article(noun): return f'{"an" if noun[0] in "aeiou" else "a"} {noun}'
     def measure(ex):
         noun, form, _ = wanted[ex.image_id]
@@ -482,7 +483,8 @@ def run_forms(args, mm, each=2):
         row = picture(*wanted[ex.image_id])[1]
         return pd.DataFrame([dict(image_id=ex.image_id, concept=noun, form=form, split=row.get('split', ''), prob=a.prob)])
     table = resumed(args, 'forms-pictures', measure, examples=(Example(name, picture(*of)[0]) for name, of in wanted.items()))
-    table['order'] = table.form.map(forms.index)
+    concepts = [c for c, n in Counter(noun for noun, *_ in wanted.values()).items() if (table.concept == c).sum() == n]      # of a run that was stopped, those that are whole
+    table = table[table.concept.isin(concepts)].assign(order=table.form.map(forms.index))
     table = table.sort_values(['order', 'concept'], kind='stable')
     all_ = [Attribution.load(folder/f'{i}.safetensors') for i in table.image_id]
     scores, names = torch.stack([a.scores for a in all_]), (table.concept, table.form)

@@ -48,20 +48,20 @@ def probabilities(
     tokens = torch.tensor([w.token_id for w in words]*len(silent), device=p.device)
     return p.gather(1, tokens[:, None]).view(len(silent), len(words)).cpu().numpy()
 
-# %% ../nbs/07_beyond_objects.ipynb #71f715e6
+# %% ../nbs/07_beyond_objects.ipynb #f3d93363
 RANKINGS = 'score', 'contrast', 'usual'
 
 def units_for(
     a:Attribution, # of a word
     other:Attribution, # of another word of the same caption and picture
     usual:torch.Tensor, # mean scores (layer, unit) of words of this kind in other pictures
-    ranking:str='usual', # one of `RANKINGS`
+    ranking:str='contrast', # one of `RANKINGS`
     k:int=64, # how many
 ) -> pd.DataFrame: # as of `top_neurons`
     "The units of a word: by score, by how far it is above the other word's, or above what is usual"
     return top_neurons(a, k, specific=dict(score=None, contrast=other.scores, usual=usual)[ranking])
 
-# %% ../nbs/07_beyond_objects.ipynb #aa0ca9de
+# %% ../nbs/07_beyond_objects.ipynb #b38aa69b
 def dissociation(
     mm:MultimodalLM, # the model
     image, # PIL
@@ -69,7 +69,7 @@ def dissociation(
     words:dict, # kind → `Attribution`, of the same caption
     usual:dict, # kind, or 'noun' → mean scores (layer, unit)
     ks=(16, 64), # units
-    rankings=('usual',), # of `RANKINGS`
+    rankings=('contrast',), # of `RANKINGS`
 ) -> pd.DataFrame: # kind, word, ranking, k, p_word, p_noun, and what is left of each: word_without_word, noun_without_word, ...
     "Silence the units of a word, of the noun, and random ones: what is left of the word, and of the noun?"
     plan, sets = [], [pd.DataFrame(columns=['layer', 'unit', 'sign'], dtype=int)]
