@@ -48,13 +48,13 @@ def probabilities(
     tokens = torch.tensor([w.token_id for w in words]*len(silent), device=p.device)
     return p.gather(1, tokens[:, None]).view(len(silent), len(words)).cpu().numpy()
 
-# %% ../nbs/07_beyond_objects.ipynb #f3d93363
+# %% ../nbs/07_beyond_objects.ipynb #aa0746d5
 RANKINGS = 'score', 'contrast', 'usual'
 
 def units_for(
     a:Attribution, # of a word
     other:Attribution, # of another word of the same caption and picture
-    usual:torch.Tensor, # mean scores (layer, unit) of words of this kind in other pictures
+    usual:torch.Tensor|None=None, # for the ranking of that name: mean scores (layer, unit) of words of this kind in other pictures
     ranking:str='contrast', # one of `RANKINGS`
     k:int=64, # how many
 ) -> pd.DataFrame: # as of `top_neurons`
@@ -193,7 +193,7 @@ def form_shares(
                 if (here & same).any(): rows.append(dict(form_a=a, form_b=b, concept=c, same=shares[here & same].mean(), different=shares[here & ~same].mean()))
     return pd.DataFrame(rows)
 
-# %% ../nbs/07_beyond_objects.ipynb #c8cae058
+# %% ../nbs/07_beyond_objects.ipynb #733dbd49
 def plot_forms(
     table:pd.DataFrame, # from `form_shares`
 ):
@@ -202,7 +202,7 @@ def plot_forms(
     names = list(dict.fromkeys([*table.form_a, *table.form_b]))
     matrix = pd.DataFrame({b: [means.get((a, b), means.get((b, a), np.nan)) for a in names] for b in names}, index=names)
     fig, ax = plt.subplots(figsize=(5.4, 4), layout='constrained')
-    sns.heatmap(100*matrix, cmap='viridis', vmin=0, annot=True, fmt='.0f', cbar_kws=dict(label='common units, same − different concept, of 100'), ax=ax)
+    sns.heatmap(100*matrix, cmap='viridis', vmin=0, annot=True, fmt='.1f', cbar_kws=dict(label='common units, same − different concept, of 100'), ax=ax)
     return fig
 
 # %% ../nbs/07_beyond_objects.ipynb #e56ca14d
