@@ -435,7 +435,8 @@ def run_words(args, mm):
             rows.append(kept('absent colour', attribute(mm, ex.image, wrong, caption=ex.captions[0].replace(found['colour'], wrong, 1), image_id=ex.image_id)))
         append(pd.DataFrame(rows), units)
         return pd.concat(out).assign(image_id=ex.image_id, split=split, noun=ex.nouns[0])
-    resumed(args, 'words', measure, examples=(splits[split][i] for split, _, i, _ in chosen))
+    table = resumed(args, 'words', measure, args.work, (splits[split][i] for split, _, i, _ in chosen))
+    table.to_csv(Path(args.out)/'words.csv', index=False, float_format='%.3g')
     raw, out = pd.read_csv(units).drop_duplicates(['image_id', 'kind']), []
     raw = raw[raw.image_id.map(lambda i: listed[i][0]) == 'test']
     nouns = raw.image_id.map({r['image_id']: r['noun'] for r in splits['test'].rows}).to_numpy()
