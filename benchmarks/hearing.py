@@ -12,7 +12,7 @@ import numpy as np, pandas as pd, torch
 
 from mmneurons.attribution import attribute, top_neurons
 from mmneurons.data import corpus
-from mmneurons.hearing import WINDOW, article, best_units, by_chance, course, ear, loud, placed, read_sound, shared, sounds, spectrogram, word_scores
+from mmneurons.hearing import WINDOW, article, best_units, course, ear, loud, placed, read_sound, shared, sounds, spectrogram, word_scores
 from mmneurons.model import MultimodalLM, random_neurons
 from mmneurons.overlap import roc_auc
 from mmneurons.receptive_fields import position_mean
@@ -112,9 +112,7 @@ def run_overlap(args, mm):
             eye = best_units(seen, k, specific)
             for arm, name in dict(ear='own sounds', trained='trained sounds', other='other sounds').items():
                 heard = best_units(load(arm), k, specific)
-                chance = {(a, b): by_chance(x, y, n_units) for a, x in heard.items() for b, y in eye.items()}
-                rows.append(shared(heard, eye).assign(arm=name, k=k, specific=specific,
-                                                      chance=lambda t: [chance[a, b] for a, b in zip(t.ear, t.eye)]))
+                rows.append(shared(heard, eye, n_units).assign(arm=name, k=k, specific=specific))
     pd.concat(rows).to_csv(Path(args.out)/'hearing-overlap.csv', index=False, float_format='%.4g')
 
 def run_time(args, mm):

@@ -11,21 +11,26 @@
     python benchmarks/measure.py steering --corpus data/corpus -n 200   whether a picture can be made to be called something else
     python benchmarks/measure.py overlap --corpus data/corpus --split test -n 400    whether heatmaps cover the thing, beside controls
     python benchmarks/measure.py selectivity --corpus data/corpus -n 200             whether a class's units prefer it, on CIFAR-10
+    python benchmarks/measure.py words --corpus data/corpus -n 24                    whether a colour, a number or a place goes while the noun stays
+    python benchmarks/measure.py forms --corpus data/corpus                          whether a thing's photograph, drawing, emoji and name lead to the same units
 
 The tables go to nbs/data (--out); --model pocket-smollm2 measures the second pair of models.
 """
-import argparse, csv
+import argparse, csv, re
+from collections import Counter
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from mmneurons.ablation import ablation_curve, against_original, mean_activations, paper_arms, paper_ks
 from mmneurons.agreement import best_of, bert_scores, load_bert, minilm
-from mmneurons.attribution import Target, attribute, token_at, top_neurons
+from mmneurons.attribution import Attribution, Target, attribute, token_at, top_neurons
+from mmneurons.beyond import RANKINGS, common_units, dissociation, form_shares, label_test, own_text_auc, same_and_other, specific_units, text_activations, words_in, written_word
 from mmneurons.data import Example, bootstrap, corpus, first_noun, gallery, open_image, same_noun
 from mmneurons.decoding import decode, decode_all, decode_prompt, matched, random_vectors, words
 from mmneurons.fidelity import GUESSES, fidelity, rank_correlations
@@ -383,6 +388,122 @@ def run_selectivity(args, mm):
     means = class_means(mm, both, seen)
     out = both[['arm', 'class', *key]].join(means).melt(['arm', 'class', *key], var_name='label', value_name='mean')
     out.assign(chosen_on=tops.groupby('class').image_id.nunique().max(), measured_on=len(seen)).to_csv(Path(args.out)/f'selectivity-{args.model}.csv', index=False, float_format='%.4g')
+
+def with_words(data, n):
+    "Pictures, in a fixed random order, until each kind of word stands in `n` captions, with those words"
+    counts = Counter()
+    for i in drawn(data, len(data)):
+        found = words_in(data.rows[i]['caption'], data.rows[i]['noun'])
+        if any(counts[kind] < n for kind in found):
+            counts.update(list(found))
+            yield i, found
+
+def asked(mm, ex, found, style):
+    "The corpus's caption attributed word by word; and, of a photo or drawing, once more behind the name of its style: [noun, style]"
+    noun, (caption,) = ex.nouns[0], ex.captions
+    style = style.replace('3d', '')                 # no word that a caption would have
+    said = dict(zip(['noun', *found], attribute(mm, ex.image, [noun, *found.values()], caption=caption, image_id=ex.image_id)))
+    if not style: return said, None
+    return said, attribute(mm, ex.image, [noun, style], caption=f'a {style} of {caption}', image_id=ex.image_id)
+
+def run_words(args, mm):
+    "Units of colours, numbers, qualities, relations, places and styles: silenced, what goes and what stays; and whether they recur"
+    splits = {split: corpus(args.corpus, split) for split in ('val', 'test', 'train')}
+    wanted, file, units = dict(val=max(1, args.n//4), test=args.n), Path(args.work)/'words-usual.safetensors', Path(args.work)/'words-units.csv'
+    chosen = [(split, n, i, found) for split, few in wanted.items() for n, (i, found) in enumerate(with_words(splits[split], few))]
+    listed = {(r := splits[split].rows[i])['image_id']: (split, r['style'] if n < dict(val=3, test=12)[split] else '', found) for split, n, i, found in chosen}        # style: of the first ones
+    if not file.exists():
+        total, counts = Counter(), Counter()
+        for i, found in tqdm([*with_words(splits['train'], 6)], desc='usual scores'):
+            said, styled = asked(mm, splits['train'][i], found, splits['train'].rows[i]['style'])
+            for kind, a in (said | (dict(style=styled[1]) if styled else {})).items():
+                total[kind] = total[kind] + a.scores
+                counts[kind] += 1
+        save_file({kind: total[kind]/counts[kind] for kind in total}, file)
+    usual = load_file(file)
+    def kept(kind, a): return dict(image_id=a.image_id, kind=kind, word=a.target, units=' '.join(str(u) for u in (a.scores - usual[kind.split()[-1]]).flatten().topk(100).indices.tolist()))
+    def measure(ex):
+        split, style, found = listed[ex.image_id]
+        how = dict(ks=(64,), rankings=RANKINGS) if split == 'val' else {}
+        said, styled = asked(mm, ex, found, style)
+        out = [dissociation(mm, ex.image, said['noun'], {kind: said[kind] for kind in found}, usual, **how)]
+        if styled: out.append(dissociation(mm, ex.image, styled[0], dict(style=styled[1]), usual, **how))
+        rows = [kept(kind, a) for kind, a in said.items()] + ([kept('style', styled[1])] if styled else [])
+        if 'colour' in found:                                                    # a colour that is not there
+            colours = [c for c in ('blue', 'green', 'red', 'white', 'yellow') if c != found['colour']]
+            wrong = colours[len(ex.image_id) % len(colours)]
+            rows.append(kept('absent colour', attribute(mm, ex.image, wrong, caption=ex.captions[0].replace(found['colour'], wrong, 1), image_id=ex.image_id)))
+        append(pd.DataFrame(rows), units)
+        return pd.concat(out).assign(image_id=ex.image_id, split=split, noun=ex.nouns[0])
+    table = resumed(args, 'words', measure, args.work, (splits[split][i] for split, _, i, _ in chosen))
+    table.to_csv(Path(args.out)/'words.csv', index=False, float_format='%.3g')
+    raw, out = pd.read_csv(units).drop_duplicates(['image_id', 'kind']), []
+    raw = raw[raw.image_id.map(lambda i: listed[i][0]) == 'test']
+    nouns = raw.image_id.map({r['image_id']: r['noun'] for r in splits['test'].rows}).to_numpy()
+    for kind, part in raw[raw.kind != 'absent colour'].groupby('kind', sort=False):
+        if part.word.nunique() < 2: continue
+        things = None if kind == 'noun' else nouns[raw.kind == kind]
+        shares = common_units([u.split() for u in part.units])
+        table = same_and_other(shares, part.word, things).assign(kind=kind, word=part.word.to_numpy(), p=label_test(shares, part.word, things))
+        if kind == 'colour':
+            absent = raw[raw.kind == 'absent colour']
+            both = common_units([u.split() for u in [*part.units, *absent.units]])[:len(part), len(part):]
+            match = np.equal.outer(part.word.to_numpy(), absent.word.to_numpy()) & np.not_equal.outer(things, nouns[raw.kind == 'absent colour'])
+            table['absent'] = np.where(match, both, 0).sum(1)/np.where(match.any(1), match.sum(1), np.nan)
+        out.append(table)
+    pd.concat(out).to_csv(Path(args.out)/'words-shared.csv', index=False, float_format='%.4g')
+
+def form_of(row):
+    "Photograph, drawing, emoji or 3d: emoji are told by the package they come from"
+    if row['style'] == 'drawing' and re.search('emoj|noto', row['source']): return 'emoji'
+    return row['style'].replace('photo', 'photograph')
+
+def run_forms(args, mm, each=2):
+    "The units of things as photographs, drawings, emoji, 3d models and written words; and of their names in pictures of something else"
+    data, found, folder = corpus(args.corpus), {}, Path(args.work)/'forms'
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in sorted(drawn(data, len(data)), key=lambda i: data.rows[i]['split'] == 'train'):         # held-out pictures first
+        r = data.rows[i]
+        if 'cifar' not in r['source']: found.setdefault(r['noun'], {}).setdefault(form_of(r), {}).setdefault(r['image_id'].rpartition('-')[0], i)
+    concepts = sorted(noun for noun, forms in found.items() if len(forms) == 4 and all(len(f) >= each for f in forms.values()))
+    following = dict(zip(concepts, np.roll(concepts, -1)))
+    def picture(noun, form, j):
+        "The picture, and its row of the corpus"
+        if form == 'written': return written_word(noun, ink=('black', 'white')[j], ground=('white', 'navy')[j]), {}
+        if form == 'blank': return Image.new('RGB', (384, 384), ('white', 'gray')[j]), {}
+        of, form = (following[noun], 'photograph') if form == 'another thing' else (noun, form)
+        i = list(found[of][form].values())[j]
+        return data[i].image, data.rows[i]
+    forms = 'photograph', 'drawing', 'emoji', '3d', 'written', 'another thing', 'blank'
+    wanted = {f'{noun} {form} {j}': (noun, form, j) for noun in concepts for form in forms for j in range(each if form in forms[:5] else 1)}
+    def article(noun): return f'{"an" if noun[0] in "aeiou" else "a"} {noun}'
+    def measure(ex):
+        noun, form, _ = wanted[ex.image_id]
+        a = attribute(mm, ex.image, noun, caption=article(noun), image_id=ex.image_id)
+        a.save(folder/f'{ex.image_id}.safetensors')
+        row = picture(*wanted[ex.image_id])[1]
+        return pd.DataFrame([dict(image_id=ex.image_id, concept=noun, form=form, split=row.get('split', ''), prob=a.prob)])
+    table = resumed(args, 'forms-pictures', measure, examples=(Example(name, picture(*of)[0]) for name, of in wanted.items()))
+    concepts = [c for c, n in Counter(noun for noun, *_ in wanted.values()).items() if (table.concept == c).sum() == n]      # of a run that was stopped, those that are whole
+    table = table[table.concept.isin(concepts)].assign(order=table.form.map(forms.index))
+    table = table.sort_values(['order', 'concept'], kind='stable')
+    all_ = [Attribution.load(folder/f'{i}.safetensors') for i in table.image_id]
+    scores, names = torch.stack([a.scores for a in all_]), (table.concept, table.form)
+    best = specific_units(scores, *names)
+    layers = np.stack([np.bincount(b//mm.n_units, minlength=mm.n_layers) for b in best])
+    by_form = form_shares(common_units(best), *names)
+    by_form['random'] = form_shares(layers @ layers.T/(mm.n_units*best.shape[1]), *names).different         # units dealt within their layers
+    by_form.to_csv(Path(args.out)/'forms.csv', index=False, float_format='%.3g')
+    rows = []
+    for frame in ('{}', 'A picture of {}', 'on a beach, {}'):
+        acts = {c: text_activations(mm, frame.format(article(c)), c) for c in concepts}
+        for form in forms:
+            mean = {c: torch.stack([a.scores for a, x, f in zip(all_, *names) if (x, f) == (c, form)]).mean(0) for c in concepts}
+            own = {c: next(replace(a, scores=mean[c]) for a, x, f in zip(all_, *names) if (x, f) == (c, form)) for c in concepts}
+            top = {c: top_neurons(own[c], 100, specific=torch.stack([m for x, m in mean.items() if x != c]).mean(0)) for c in concepts}
+            chance = own_text_auc({c: random_neurons(t, mm.n_units) for c, t in top.items()}, acts).auc
+            rows.append(own_text_auc(top, acts).assign(form=form, text=frame.format('…'), random=chance))
+    pd.concat(rows).to_csv(Path(args.out)/'forms-text.csv', index=False, float_format='%.3g')
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

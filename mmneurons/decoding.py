@@ -7,7 +7,7 @@ __all__ = ['unembed', 'english_words', 'interpretable', 'decode', 'decode_all', 
            'decode_prompt', 'random_vectors', 'ks']
 
 # %% ../nbs/03_decoding.ipynb #ac3478d6
-import gzip
+import lzma
 from functools import lru_cache
 from importlib.resources import files
 
@@ -35,7 +35,7 @@ def unembed(
 @lru_cache
 def english_words() -> frozenset[str]:
     "The words of the SCOWL lists (US and GB) with three letters or more, in lower case"
-    with (files('mmneurons')/'assets'/'words.txt.gz').open('rb') as f: return frozenset(gzip.decompress(f.read()).decode().split())
+    return frozenset(lzma.decompress((files('mmneurons')/'assets'/'words.txt.xz').read_bytes()).decode().split())
 
 # %% ../nbs/03_decoding.ipynb #9e6a55b6
 def interpretable(

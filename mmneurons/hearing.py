@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RATE', 'WINDOW', 'HOP', 'EAR', 'resample', 'read_sound', 'placed', 'spectrogram', 'augmented', 'article', 'sounds',
-           'ear', 'word_scores', 'best_units', 'shared', 'by_chance', 'plot_shared', 'course', 'loud']
+           'ear', 'word_scores', 'best_units', 'by_chance', 'shared', 'plot_shared', 'course', 'loud']
 
 # %% ../nbs/08_hearing.ipynb #c1dfd96e
 import hashlib
@@ -123,7 +123,7 @@ def ear(
     "The same language model with an ear: 16 stretches of time in place of patches"
     config = ModelConfig(mm.config.lm, 'efficientnet-lite2 on spectrograms', prompt='The sound of', bos=mm.config.bos)
     out = MultimodalLM(Encoder(EAR), mm.lm, mm.tokenizer, config)
-    if projection is not False: load_projection(out, projection or files('mmneurons')/'assets'/'pocket-ear.safetensors')
+    if projection is not False: load_projection(out, projection or files('mmneurons')/'assets'/'pocket-ear.safetensors.xz')
     return out
 
 # %% ../nbs/08_hearing.ipynb #cb7a1d77
@@ -147,14 +147,6 @@ def best_units(
     usual = (every.sum(0) - every)/max(1, len(every) - 1) if specific else torch.zeros_like(every)
     return {w: (s - u).flatten().topk(k).indices for w, s, u in zip(scores, every, usual)}
 
-# %% ../nbs/08_hearing.ipynb #92cfceb3
-def shared(
-    heard:dict, # {word: indices (k,)}, from `best_units`
-    seen:dict, # the same, of other pictures or sounds
-) -> pd.DataFrame: # ear, eye, share: one row for each pair of words
-    "Which share of a word's units by ear are also units of a word by eye"
-    return pd.DataFrame([dict(ear=a, eye=b, share=torch.isin(x, y).float().mean().item()) for a, x in heard.items() for b, y in seen.items()])
-
 # %% ../nbs/08_hearing.ipynb #98fbc42f
 def by_chance(
     heard, # indices (k,) into layer × unit
@@ -165,20 +157,32 @@ def by_chance(
     layers = torch.stack([torch.bincount(i//n_units, minlength=1 + max(heard.max(), seen.max()).item()//n_units) for i in (heard, seen)]).double()
     return (layers[0]*layers[1]/n_units).sum().item()/len(heard)
 
+# %% ../nbs/08_hearing.ipynb #92cfceb3
+def shared(
+    heard:dict, # {word: indices (k,)}, from `best_units`
+    seen:dict, # the same words, of other pictures or sounds
+    n_units:int, # units of a layer
+) -> pd.DataFrame: # one row a word
+    "`same`: the share of a word's units by ear that are its units by eye; `others`: that are units of another word, on average; `first`: no other word has more; `chance`: of random units"
+    rows = []
+    for word, units in heard.items():
+        share = pd.Series({w: torch.isin(units, s).float().mean().item() for w, s in seen.items()})
+        rows.append(dict(word=word, same=share[word], others=share.drop(word).mean(), first=share[word] >= share.max(), chance=by_chance(units, seen[word], n_units)))
+    return pd.DataFrame(rows)
+
 # %% ../nbs/08_hearing.ipynb #fe2ef495
 def plot_shared(
-    table:pd.DataFrame, # ear, eye, share, chance, arm: one row for each pair of words and arm
+    table:pd.DataFrame, # columns word, arm, same, others, chance: from `shared`, one row for each word and arm
 ):
     "The share of each word's units by ear that are its units by eye, beside its controls; a matplotlib figure"
-    own, other = (table[table.arm == arm] for arm in ('own sounds', 'other sounds'))
-    same, asked = (t[t.ear == t.eye].set_index('ear').share for t in (own, other))
-    cross, chance = own[own.ear != own.eye].groupby('ear').share.mean(), own[own.ear == own.eye].set_index('ear').chance
-    same = same.sort_values()
-    fig, ax = plt.subplots(figsize=(7, .19*len(same) + 1), layout='constrained')
-    for x, how in [(same, dict(marker='o', color='#3b6fb6', label='the same word')), (asked, dict(marker='o', color='#3b6fb6', mfc='none', label='asked for it, another sound')),
-                   (cross, dict(marker='x', color='#999999', label="other words' pictures")), (chance, dict(marker='|', color='#c44e52', label='random units'))]:
-        ax.plot(x[same.index], range(len(same)), ls='', **how)
-    ax.set(yticks=range(len(same)), yticklabels=same.index, xlabel='share of the units by ear that are units by eye', xlim=(0, None))
+    arms = {arm: t.set_index('word') for arm, t in table.groupby('arm')}
+    own = arms['own sounds'].sort_values('same')
+    rows = range(len(own))
+    fig, ax = plt.subplots(figsize=(7, .19*len(own) + 1), layout='constrained')
+    for x, how in [(own.same, dict(marker='o', color='#3b6fb6', label='the same word')), (arms['other sounds'].same[own.index], dict(marker='o', color='#3b6fb6', mfc='none', label='asked for it, another sound')),
+                   (own.others, dict(marker='x', color='#999999', label="other words' pictures")), (own.chance, dict(marker='|', color='#c44e52', label='random units'))]:
+        ax.plot(x, rows, ls='', **how)
+    ax.set(yticks=rows, yticklabels=own.index, xlabel='share of the units by ear that are units by eye', xlim=(0, None))
     ax.tick_params(axis='y', labelsize=8); ax.legend(frameon=False, fontsize=8); ax.spines[['top', 'right']].set_visible(False)
     return fig
 

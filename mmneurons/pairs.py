@@ -8,14 +8,14 @@ __all__ = ['PRESETS', 'CARD', 'ModelConfig', 'licence_of', 'read_projection', 'c
            'require_memory', 'quiet', 'load_lm', 'write_pair', 'Pair', 'read_pair', 'find_pair']
 
 # %% ../nbs/00_3_pairs.ipynb #ac3478d6
-import contextlib, io, json, os, pickle
+import contextlib, io, json, lzma, os, pickle
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd, psutil, torch, transformers
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -41,8 +41,8 @@ class ModelConfig:
 
 # %% ../nbs/00_3_pairs.ipynb #0ade7c2c
 PRESETS = {
-    'pocket': ModelConfig('gemma3-270m', 'efficientnet-lite2', 'pocket.safetensors'),
-    'pocket-smollm2': ModelConfig('smollm2-135m', 'efficientnet-lite2', 'pocket-smollm2.safetensors'),
+    'pocket': ModelConfig('gemma3-270m', 'efficientnet-lite2', 'pocket.safetensors.xz'),
+    'pocket-smollm2': ModelConfig('smollm2-135m', 'efficientnet-lite2', 'pocket-smollm2.safetensors.xz'),
     'limber-beit': ModelConfig('EleutherAI/gpt-j-6B', 'beit-large', bos=False, lm_revision='float16', tokenizer='gpt2',
                                image_token='<|image|>', dtype='float16'),
 }
@@ -57,7 +57,7 @@ def licence_of(
 
 # %% ../nbs/00_3_pairs.ipynb #7b52009b
 def read_projection(
-    file, # `*.safetensors`, or LiMBeR's `proj.ckpt` (`*.ckpt`, `*.pt`)
+    file, # `*.safetensors`, the same packed by xz, or LiMBeR's `proj.ckpt` (`*.ckpt`, `*.pt`)
 ) -> tuple[dict, dict]: # {'weight': (d_model, d_image), 'bias': (d_model,)}, metadata
     "The two tensors of a projection and what its file says about them; no code in the file is run"
     file = Path(file)
@@ -65,8 +65,10 @@ def read_projection(
     try:
         if file.suffix in ('.ckpt', '.pt'): state, info = torch.load(file, map_location='cpu', weights_only=True), {}
         else:
-            with safe_open(file, 'pt') as f: state, info = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as e:
+            data = lzma.decompress(file.read_bytes()) if file.suffix == '.xz' else file.read_bytes()
+            state, header = load(data), json.loads(data[8:8 + int.from_bytes(data[:8], 'little')])
+            info = header.get('__metadata__', {})
+    except (pickle.UnpicklingError, SafetensorError, lzma.LZMAError, RuntimeError, EOFError) as e:
         raise ValueError(f'{file} is no projection, or is damaged: {str(e).splitlines()[0]}') from None
     if not isinstance(state, dict) or set(state) != {'weight', 'bias'}:
         raise ValueError(f'{file} is no projection: it holds {sorted(state) if isinstance(state, dict) else type(state).__name__}, not bias and weight')

@@ -73,7 +73,7 @@ class Exhibit:
 
     def _repr_html_(self):
         shown = f'<h3>{html.escape(self.name)}</h3><p>{html.escape(self.said)}</p>'
-        if self.table is not None: shown += self.table.to_html(index=False, na_rep='–', float_format='%.3g', escape=True)
+        if self.table is not None: shown += self.table.to_html(index=False, na_rep='–', float_format='{:.3g}'.format, escape=True)
         if self.figure is not None: shown += f'<img alt="{html.escape(self.name)}" src="{self.uri()}">'
         return shown
 

@@ -6,7 +6,7 @@
 __all__ = ['RELATIONS', 'lemmas', 'senses', 'names_match', 'related', 'related_words', 'kind_of']
 
 # %% ../nbs/00d_wordnet.ipynb #ac3478d6
-import gzip
+import lzma
 from functools import cache
 from importlib.resources import files
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ from types import SimpleNamespace
 @cache
 def _net():
     "The extract: `parents` and `depth` of each synset, `senses` of each noun, irregular plurals"
-    with (files('mmneurons')/'assets'/'wordnet.txt.gz').open('rb') as f: text = gzip.decompress(f.read()).decode()
+    text = lzma.decompress((files('mmneurons')/'assets'/'wordnet.txt.xz').read_bytes()).decode()
     graph, nouns, plurals = (part.split('\n') for part in text.split('\n--\n'))
     parents = [[i - int(up) for up in line.split()] for i, line in enumerate(graph)]
     children, depth = [[] for _ in parents], []

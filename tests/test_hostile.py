@@ -137,7 +137,7 @@ def test_the_atlas_stays_clean(tmp_path):
     from mmneurons.atlas import atlas
     from mmneurons.sweep import as_parquet
     run, nasty = tmp_path/'run', NASTY + '" onerror="alert(1)" </style></script><!-- -->'
-    shutil.copytree(Path(__file__).parents[1]/'nbs'/'data'/'run-gallery', run)
+    shutil.copytree(Path(__file__).parents[1]/'nbs'/'data'/'run-held-out', run)
     for table, columns in dict(images=['caption', 'noun'], decoding=['token']).items():
         for file in (run/table).glob('*.parquet'): file.write_bytes(as_parquet(pd.read_parquet(file).assign(**{c: nasty for c in columns}), table))
     index = atlas(run, tmp_path/'atlas', n=50)

@@ -75,7 +75,7 @@ def test_the_wheel_is_whole_and_light(built):
     assert built[0].stat().st_size < 6e6
     package = built[0].parents[1]/'mmneurons'
     files = {path.relative_to(package.parent).as_posix() for path in package.rglob('*') if path.is_file() and path.suffix != '.pyc'}
-    assert {'mmneurons/py.typed', 'mmneurons/assets/pocket.safetensors'} <= files <= held.keys()
+    assert {'mmneurons/py.typed', 'mmneurons/assets/pocket.safetensors.xz'} <= files <= held.keys()
 
 @pytest.fixture(scope='module')
 def installed(built, tmp_path_factory):

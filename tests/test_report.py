@@ -109,7 +109,7 @@ def test_without_scripts_everything_is_there(browser, file):
     assert page.locator('#look-0 .panel:visible').count() == 6 and page.locator('#look-0 .step:visible').count() == 5
 
 def test_the_atlas_sorts_finds_and_opens(browser, tmp_path):
-    index = atlas(Path(__file__).parents[1]/'nbs'/'data'/'run-gallery', tmp_path, n=100)
+    index = atlas(Path(__file__).parents[1]/'nbs'/'data'/'run-held-out', tmp_path, n=100)
     page, said, fetched = browser.new_page(viewport=dict(width=390, height=844)), [], []
     page.on('console', lambda m: said.append(m.text))
     page.on('request', lambda r: fetched.append(r.url))
@@ -122,7 +122,7 @@ def test_the_atlas_sorts_finds_and_opens(browser, tmp_path):
             if name == 'layer':
                 layers = [int(td) for td in page.locator('tbody td:nth-of-type(1)').all_text_contents()]
                 assert layers == sorted(layers, reverse=order == 'descending')
-    page.get_by_role('searchbox', name='Find').fill('butterfly')
+    page.get_by_role('searchbox', name='Find').fill('seagull')
     assert 0 < page.locator('tbody tr:visible').count() < page.locator('tbody tr').count()
     assert page.evaluate('document.documentElement.scrollWidth <= innerWidth')
     page.locator('tbody a:visible').first.click()
