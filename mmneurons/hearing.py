@@ -179,9 +179,12 @@ def plot_shared(
     own = arms['own sounds'].sort_values('same')
     rows = range(len(own))
     fig, ax = plt.subplots(figsize=(7, .19*len(own) + 1), layout='constrained')
-    for x, how in [(own.same, dict(marker='o', color='#3b6fb6', label='the same word')), (arms['other sounds'].same[own.index], dict(marker='o', color='#3b6fb6', mfc='none', label='asked for it, another sound')),
-                   (own.others, dict(marker='x', color='#999999', label="other words' pictures")), (own.chance, dict(marker='|', color='#c44e52', label='random units'))]:
-        ax.plot(x, rows, ls='', **how)
+    marks: list[tuple[pd.Series, dict]] = [
+        (own.same, dict(marker='o', color='#3b6fb6', label='the same word')),
+        (arms['other sounds'].same[own.index], dict(marker='o', color='#3b6fb6', mfc='none', label='asked for it, another sound')),
+        (own.others, dict(marker='x', color='#999999', label="other words' pictures")),
+        (own.chance, dict(marker='|', color='#c44e52', label='random units'))]
+    for x, how in marks: ax.plot(x, rows, ls='', **how)
     ax.set(yticks=rows, yticklabels=own.index, xlabel='share of the units by ear that are units by eye', xlim=(0, None))
     ax.tick_params(axis='y', labelsize=8); ax.legend(frameon=False, fontsize=8); ax.spines[['top', 'right']].set_visible(False)
     return fig
