@@ -1,17 +1,27 @@
 """Real recordings with real labels out of Debian's packages: `nbs/data/sounds.csv` says which file of which package is what, and under which licence.
 
-    python benchmarks/sounds.py data/sounds        fetches eight packages (400 MB) with apt-get and writes the recordings
+    python benchmarks/sounds.py data/sounds        fetches nine packages (400 MB) with apt-get and writes the recordings
                                                    as mono FLAC at 16 kHz, beside sounds.csv with the licence of each
 
 Instruments of the two soundfonts (recorded, tone by tone) play three little phrases each; needs pip install tinysoundfont.
 """
-import io, struct, subprocess, sys, zlib
+import hashlib, io, struct, subprocess, sys, zlib
 from pathlib import Path
 
 import numpy as np, pandas as pd, soundfile
 
 from mmneurons.hearing import RATE, resample
 
+PINNED = {     # SHA-256 of each package
+    'fluid-soundfont-gm': '6f531493ac4e4d9772fd96b2488ea1790af81c196135fbdd25997da0781fc60e',
+    'gcompris-qt-data': 'e9cf06ab2105529068df73085784e835d2ff03f870d2a8091f09125d40abac9f',
+    'lincity-ng-data': '8f5e85bd42879abdc7099b035d7a3d7468eceb6b93b52a12270c28f3f3c792f9',
+    'openttd-opensfx': '2898b4677a3caccc4abc08fb4cf83319047b5a04729291deb5c77a8cd713c006',
+    'scratch': '36c582eb93110f64f06c4e685c41e933ccba2fa68db12f79b10bfe840b21fc10',
+    'sonic-pi-samples': '25f2312d2fae005e6ad0f4726b8ed3084e776006a5a132083506e960224ac79d',
+    'timgm6mb-soundfont': '034abdfb296d9353433513dad5dbdcab46425ee6008fc02fe7039b46e75edc54',
+    'tuxpaint-stamps-default': '6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34',
+    'wesnoth-1.16-data': '1012b964bd412a6770685e3324ae3b61e176caff7846192d1ee63d55cd621e26'}
 PHRASES = [(0, 4, 7, 12), (12, 11, 7, 4), (-12, -5, 0, 0)]       # semitones from the middle C
 LONGEST = 12                                                      # seconds kept of a recording
 
@@ -22,6 +32,7 @@ def unpack(package, folder):
         folder.mkdir(parents=True, exist_ok=True)
         subprocess.run(['apt-get', 'download', package], cwd=folder, check=True)
         deb, = folder.glob(f'{package}_*.deb')
+        if hashlib.sha256(deb.read_bytes()).hexdigest() != PINNED[package]: raise ValueError(f'{deb} is not the version that was measured: its SHA-256 is not the one in PINNED')
         subprocess.run(['dpkg-deb', '-x', deb, out], check=True)
         deb.unlink()
     return out
