@@ -156,18 +156,28 @@ def batch_inputs(
 def logits_at(
     mm:MultimodalLM, # the model
     at:list[tuple[int, int]], # (row, position)
+    tokens:list[int]|None=None, # one for each of `at`: only its logit will be differentiated
 ):
     "While open, the model's logits are those of the positions `at`: (len(at), 1, vocab)"
-    rows, steps = (torch.tensor(i) for i in zip(*at))
-    handle = mm.lm.get_output_embeddings().register_forward_pre_hook(lambda head, args: (args[0][rows, steps][:, None],))
+    head, (rows, steps) = mm.lm.get_output_embeddings(), (torch.tensor(i) for i in zip(*at))
+    def one_column(head, args, logits):
+        "The same numbers; the backward pass to the hidden state reads a row of the head's weights for each, not all of them"
+        own, i = (args[0][:, 0]*head.weight[tokens]).sum(-1), torch.arange(len(tokens))
+        out = logits.detach().clone()
+        out[i, 0, tokens] += own - own.detach()
+        return out
+    handles = [head.register_forward_pre_hook(lambda head, args: (args[0][rows, steps][:, None],))]
+    if tokens and not head.weight.is_meta: handles.append(head.register_forward_hook(one_column))      # meta: kept elsewhere by device_map
     try: yield
-    finally: handle.remove()
+    finally:
+        for h in handles: h.remove()
 
 # %% ../nbs/02_attribution.ipynb #22d200f8
 def _forward(mm, soft_prompt, targets, tap, at='post'):
     "The logits (target, vocab), while `tap(layer, activations)` looks on"
     x, steps = batch_inputs(mm, soft_prompt, targets)
-    with hook_neurons(mm, tap, at=at), logits_at(mm, steps): return mm.lm(inputs_embeds=x, use_cache=False).logits[:, 0]
+    tokens = [t.token_id for ts in targets for t in ts]
+    with hook_neurons(mm, tap, at=at), logits_at(mm, steps, tokens): return mm.lm(inputs_embeds=x, use_cache=False).logits[:, 0]
 
 # %% ../nbs/02_attribution.ipynb #63266754
 def _dimmed(mm, z, targets, positions, dim):
