@@ -9,6 +9,7 @@
     python benchmarks/measure.py layers --corpus data/corpus       in which layers the top units are
     python benchmarks/measure.py ablation --corpus data/corpus -n 200   what is left of a noun without its neurons, or others
     python benchmarks/measure.py steering --corpus data/corpus -n 200   whether a picture can be made to be called something else
+    python benchmarks/measure.py transplant --corpus data/corpus -n 200 how many neurons must be moved for that
     python benchmarks/measure.py overlap --corpus data/corpus --split test -n 400    whether heatmaps cover the thing, beside controls
     python benchmarks/measure.py selectivity --corpus data/corpus -n 200             whether a class's units prefer it, on CIFAR-10
     python benchmarks/measure.py words --corpus data/corpus -n 24                    whether a colour, a number or a place goes while the noun stays
@@ -39,7 +40,7 @@ from mmneurons.model import MultimodalLM, hook_neurons, random_neurons
 from mmneurons.overlap import control_maps, overlap, roc_auc
 from mmneurons.receptive_fields import patch_activations, position_mean, to_pixels, unit_activations
 from mmneurons.selectivity import class_means, class_units
-from mmneurons.steering import steering_curve
+from mmneurons.steering import steering_curve, transplant_curve
 from mmneurons.train import init_projection
 from mmneurons.wordnet import kind_of, names_match, related_words
 
@@ -314,27 +315,47 @@ def run_ablation(args, mm):
         return pd.concat([curve, rest[rest.n_ablated > 0]]).assign(noun=ex.nouns[0])[['image_id', 'noun', 'arm', 'draw', 'n_ablated', 'p_target', 'said', 'score']]
     resumed(args, f'ablation{"" if args.model == "pocket" else "-" + args.model}', measure, examples=(data[i] for i in at.values()))
 
+def right(mm, ex):
+    "The attribution of a picture that is named right"
+    return attribute(mm, ex.image, caption=named_right(mm, ex), image_id=ex.image_id)
+
+def donor_for(mm, data, ex):
+    "Another picture, named right, of a thing that has nothing to do with this one's: its attribution, its index"
+    seed = next(i for i, r in enumerate(data.rows) if r['image_id'] == ex.image_id)
+    for i in np.random.default_rng(seed).permutation(len(data))[:40]:
+        if related_words([data.rows[i]['noun']], ex.nouns[0]): continue
+        try: return right(mm, data[i]), i
+        except ValueError: pass
+    raise ValueError('no donor is named right')
+
 def run_steering(args, mm):
     "Pairs of pictures that are named right: a donor's neurons driven in a host; outcomes only"
     data, train = corpus(args.corpus, args.split[0]), corpus(args.corpus, 'train')
     @cache
     def usual(): return torch.stack([attribute(mm, train[i].image, train[i].nouns[0]).scores for i in tqdm(drawn(train, 48), desc='usual scores')]).mean(0)
-    def right(ex): return attribute(mm, ex.image, caption=named_right(mm, ex), image_id=ex.image_id)
-    def donor_for(ex, seed):
-        for i in np.random.default_rng(seed).permutation(len(data))[:40]:
-            if related_words([data.rows[i]['noun']], ex.nouns[0]): continue
-            try: return right(data[i]), data.rows[i]['noun']
-            except ValueError: pass
-        raise ValueError('no donor is named right')
     def measure(ex):
-        host = right(ex)
-        donor, noun = donor_for(ex, next(i for i, r in enumerate(data.rows) if r['image_id'] == ex.image_id))
+        host, (donor, i) = right(mm, ex), donor_for(mm, data, ex)
         top = top_neurons(donor, 100)
         blind = random_neurons(top, mm.n_units).assign(activation=top.sort_values('layer', kind='stable').activation.to_numpy())
         arms = {'1': top.head(1), '10': top.head(10), '100': top, '100 specific': top_neurons(donor, 100, specific=usual()), '100 random': blind}
         table = pd.concat([steering_curve(mm, ex.image, host, donor, arms, s, how) for how, s in dict(clamp=(.1, .3, 1, 3), add=(.01, .03, .1, .3)).items()])
-        return table.drop(columns='caption').assign(noun=ex.nouns[0], new=noun)
+        return table.drop(columns='caption').assign(noun=ex.nouns[0], new=data.rows[i]['noun'])
     resumed(args, f'steering{"" if args.model == "pocket" else "-" + args.model}', measure, examples=(data[i] for i in drawn(data, args.n)))
+
+def run_transplant(args, mm):
+    "Pairs as above: the host's neurons take the donor's activations, patch by patch; how many does it take?"
+    data, train = corpus(args.corpus, args.split[0]), corpus(args.corpus, 'train')
+    usual = torch.stack([attribute(mm, train[i].image, train[i].nouns[0]).scores for i in tqdm(drawn(train, 48), desc='usual scores')]).mean(0)
+    def measure(ex):
+        host, (donor, i) = right(mm, ex), donor_for(mm, data, ex)
+        ranked = {'score': donor.scores, 'specific': donor.scores - usual, 'random': torch.rand(donor.scores.shape, generator=torch.Generator().manual_seed(int(i)))}
+        def order(scores):
+            best = scores.flatten().argsort(descending=True)
+            return pd.DataFrame(dict(layer=(best//mm.n_units).numpy(), unit=(best % mm.n_units).numpy()))
+        table = transplant_curve(mm, ex.image, host, donor, unit_activations(mm, data[i].image), {arm: order(s) for arm, s in ranked.items()})
+        return table.drop(columns='caption').assign(noun=ex.nouns[0], new=data.rows[i]['noun'])
+    resumed(args, 'transplant', measure, examples=(data[i] for i in drawn(data, args.n)))
+
 KINDS = ('bird', 'insect', 'fish', 'reptile', 'dog', 'feline', 'ungulate', 'rodent', 'mammal', 'animal', 'fruit', 'vegetable', 'flower', 'tree',
          'plant', 'food', 'weapon', 'footwear', 'clothing', 'furniture', 'ship', 'boat', 'aircraft', 'vehicle', 'building', 'structure',
          'container', 'tool', 'device', 'instrumentality', 'artifact')    # fixed before anything was measured
