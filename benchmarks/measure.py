@@ -3,6 +3,7 @@
     python benchmarks/measure.py naming --corpus data/corpus       what captions call the things, beside baselines
     python benchmarks/measure.py neurons --corpus data/corpus      whether the top neurons are about the thing, and fire on it
     python benchmarks/measure.py fidelity --corpus data/corpus     what silencing a neuron does, beside what each score says
+    python benchmarks/measure.py patches --corpus data/corpus      what silencing it at one patch does, beside the score there
     python benchmarks/measure.py where --corpus data/corpus        at which positions and layers pictures become words
     python benchmarks/measure.py lenses --corpus data/corpus       which lens finds words that fit the picture
     python benchmarks/measure.py agreement --corpus data/corpus    neurons' words against captions and nouns
@@ -34,7 +35,7 @@ from mmneurons.attribution import Attribution, Target, attribute, token_at, top_
 from mmneurons.beyond import RANKINGS, common_units, dissociation, form_shares, label_test, own_text_auc, same_and_other, specific_units, text_activations, words_in, written_word
 from mmneurons.data import Example, bootstrap, corpus, first_noun, gallery, open_image, same_noun
 from mmneurons.decoding import decode, decode_all, decode_prompt, matched, random_vectors, words
-from mmneurons.fidelity import GUESSES, fidelity, rank_correlations
+from mmneurons.fidelity import GUESSES, fidelity, patch_effects, rank_correlations, sampled
 from mmneurons.lenses import jacobian_lens, load_lens, own_text, save_lens, tuned_lens
 from mmneurons.model import MultimodalLM, hook_neurons, random_neurons
 from mmneurons.overlap import control_maps, overlap, roc_auc
@@ -116,6 +117,16 @@ def summary(raw, by):
             rows.append(dict(zip(by, key), arm=arm, pictures=part.image_id.nunique(), share=part[arm].mean(), lo=lo, hi=hi))
     return pd.DataFrame(rows)
 
+def run_patches(args, mm):
+    "Per picture: what silencing a neuron at the patch of its maximum does, beside the maximum"
+    def measure(ex):
+        a = attribute(mm, ex.image)
+        units = sampled(mm, top_neurons(a, args.top), args.random, args.every)
+        at = torch.tensor(units.layer.to_numpy()), torch.tensor(units.unit.to_numpy())
+        exact = patch_effects(mm, mm.soft_prompt([ex.image]), Target(a.target, a.token_id, a.text_ids), units.assign(patch=a.patch[at].numpy()))
+        return rank_correlations(units.assign(image_id=ex.image_id, exact=exact.numpy(), **{'eq. 2, maximum': a.scores[at].numpy()}))
+    resumed(args, 'fidelity-patches', measure)
+
 def run_where(args, mm):
     "Per picture that is named right, kind of position and layer: do the words of its 20 best interpretable units fit?"
     pool = readable(args, mm).query('interpretable')
@@ -139,8 +150,8 @@ def run_where(args, mm):
 
 def run_lenses(args, mm):
     "The same at the image, for each lens, over all of the 20 best units of a layer, readable or not, against 60 random ones"
-    ready, lenses = [ex.image for ex, _ in zip(held_out(args), range(40))], dict(logit=None)
-    for name, make in dict(tuned=lambda: tuned_lens(mm, own_text(mm, 48, 128)), jacobian=lambda: jacobian_lens(mm, ready)).items():
+    ready, lenses = {ex.image_id: ex.image for ex, _ in zip(held_out(args), range(40))}, dict(logit=None)
+    for name, make in dict(tuned=lambda: tuned_lens(mm, own_text(mm, 48, 128)), jacobian=lambda: jacobian_lens(mm, list(ready.values()))).items():
         file = Path(args.work)/f'{args.model}-{name}.safetensors'
         if not file.exists(): save_lens(make(), file)
         lenses[name] = load_lens(file)
@@ -148,6 +159,7 @@ def run_lenses(args, mm):
     some = pd.DataFrame([(l, u, s) for l in range(mm.n_layers) for u in rng.permutation(mm.n_units)[:60] for s in (1, -1)], columns=['layer', 'unit', 'sign'])
     drawn = {name: words(decode(mm, some, lens=lens)) for name, lens in lenses.items()}
     def measure(ex):
+        if ex.image_id in ready: raise ValueError('the Jacobian lens was made from it')
         a = attribute(mm, ex.image, caption=named_right(mm, ex))
         best = a.scores.topk(args.top_layer).indices
         top = pd.DataFrame([(l, u, 1 if a.activation[l, u] >= 0 else -1) for l in range(mm.n_layers - 1) for u in best[l].tolist()], columns=['layer', 'unit', 'sign'])
@@ -167,7 +179,7 @@ def run_agreement(args, mm):
     def scores(table, ex, own=True):
         return dict(bert=best_of(table.words, lambda texts: bert_scores(bert, texts, [captions(ex)]*len(texts))), fits=float(fits_of(table, ex.nouns[0]).any()) if len(table) else np.nan,
                     share=fits_of(table, ex.nouns[0]).mean() if len(table) else np.nan, n=len(table))
-    def text_scores(texts, ex): return dict(bert=bert_scores(bert, texts, [captions(ex)]*len(texts)).mean(), fits=np.mean([bool(related_words(t.split(), ex.nouns[0])) for t in texts]))
+    def text_scores(texts, ex): return dict(bert=bert_scores(bert, texts, [captions(ex)]*len(texts)).mean(), fits=np.mean([bool(related_words(re.findall(r'\w+', t), ex.nouns[0])) for t in texts]))
     def measure(ex):
         a = attribute(mm, ex.image, image_id=ex.image_id)
         top = top_neurons(a, 100).merge(pool, on=['layer', 'unit', 'sign'])
@@ -177,7 +189,7 @@ def run_agreement(args, mm):
         near = {k: decode_prompt(mm, v).groupby('vector').token.agg(lambda t: ' '.join(x.strip() for x in t)).tolist()
                 for k, v in dict(prompt=vectors, **{f'random, {like}': random_vectors(mm, vectors, like, i) for like in ('norm', 'embedding')}).items()}
         rows = [dict(table=1, arm='neurons', **scores(top, ex)), dict(table=1, arm='wrong picture', **scores(top, other)), dict(table=1, arm='random neurons', **scores(matched(pool, top, i), ex)),
-                dict(table=1, arm="model's caption", bert=bert_scores(bert, [a.caption], [captions(ex)])[0], fits=float(bool(related_words(a.caption.split(), ex.nouns[0]))))]
+                dict(table=1, arm="model's caption", bert=bert_scores(bert, [a.caption], [captions(ex)])[0], fits=float(bool(related_words(re.findall(r'\w+', a.caption), ex.nouns[0]))))]
         rows += [dict(table=2, arm=k, **text_scores(texts, ex)) for k, texts in near.items()]
         rows += [dict(table=2, arm="picture's nouns", **text_scores([' '.join(ex.nouns)], ex))]
         return pd.DataFrame(rows).assign(image_id=ex.image_id, target=a.target)

@@ -126,9 +126,10 @@ POSITIONS = 'image', 'text', 'predicting', 'all'
 def places(
     mm:MultimodalLM, # the model
     target:Target, # the word, and the text before it
-    positions:str='image', # one of `POSITIONS`
+    positions='image', # one of `POSITIONS`, or a slice of the sequence
 ) -> slice: # of the sequence
     "Which positions are looked at"
+    if isinstance(positions, slice): return positions
     start, end = mm.image_positions.start, mm.image_positions.stop
     last = end + len(mm.after) + len(target.text_ids) - 1
     kinds = dict(image=slice(start, end), text=slice(end, last), predicting=slice(last, last + 1), all=slice(0, last + 1))
@@ -382,7 +383,7 @@ def ablation_effects(
     soft_prompt, # (1, patch, d_model)
     target:Target, # the word and the text before it
     neurons:pd.DataFrame, # columns layer, unit
-    positions:str='image', # where they are silent, as in `places`
+    positions='image', # where they are silent, as in `places`
     chunk:int=32, # neurons a batch
 ) -> torch.Tensor: # (neuron,): by how much the target's logit falls when that neuron alone is silent
     "Exact single-unit ablation"

@@ -8,7 +8,7 @@ __all__ = ['SCHEMAS', 'TASKS', 'as_parquet', 'read_table', 'model_fingerprint', 
            'sweep']
 
 # %% ../nbs/06_sweep.ipynb #1b645389
-import io, json, platform, time, zlib
+import io, json, platform, re, time, zlib
 from collections import Counter
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -534,7 +534,7 @@ def with_bert(self:Sweep,
 def measures(self:Sweep) -> dict: # name: `f(texts, example)` → a number for each text
     "The ways to score words against a picture"
     if hasattr(self, '_measures'): return self._measures
-    self._measures = dict(related=lambda texts, ex: np.array([bool(ex.nouns and related_words(t.split(), ex.nouns[0])) for t in texts], float))
+    self._measures = dict(related=lambda texts, ex: np.array([bool(ex.nouns and related_words(re.findall(r'\w+', t), ex.nouns[0])) for t in texts], float))
     if self.bert():
         from mmneurons.agreement import bert_scores
         self._measures['BERTScore'] = lambda texts, ex: bert_scores(self.bert(), texts, [list(ex.captions)]*len(texts)) if ex.captions else np.full(len(texts), np.nan)
