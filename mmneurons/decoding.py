@@ -89,7 +89,7 @@ def decode_all(
     chunk:int=64, # units at a time
 ):
     "Write the decoding of every unit, with every sign it can have, to a Parquet table as `decode` gives it"
-    signs, writer = (1,) if mm.family.up else (1, -1), None
+    signs, writer = (1,) if mm.family.up else (1, -1), None            # `up`: the layer before the nonlinearity, where there is no gate
     try:
         for layer in tqdm(range(mm.n_layers) if layers is None else layers, desc='decoding', unit='layer'):
             parts = [_read(mm, layer, list(range(i, min(i + chunk, mm.n_units))), signs, k, norm, lens) for i in range(0, mm.n_units, chunk)]
