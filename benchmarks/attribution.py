@@ -5,10 +5,10 @@
     python benchmarks/attribution.py --memory 1000             memory over many pictures
     python benchmarks/attribution.py --model gptj6b            GPT-J-6B's shape, random weights, on a GPU: pictures a second, share of the matmul rate
 
-nnsight and transformer-lens are measured where they are installed. Every way runs once unmeasured and then in turns with
-the others; the median counts. The table goes to --out as csv. On Linux a batch of pictures makes tensors so large that each
-is taken from the system anew and given back after use; MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 in the
-environment lets the process keep that memory.
+nnsight and transformer-lens (before 4) are measured where they are installed. Every way runs once unmeasured and then in turns with
+the others; the median counts. The table goes to --out as csv. "one pass" puts all eight pictures into one: on Linux its tensors
+are so large that each is taken from the system anew and given back after use, unless MALLOC_MMAP_MAX_=0
+MALLOC_TRIM_THRESHOLD_=17179869184 stands in the environment.
 """
 import argparse, gc, json, os, platform, statistics, sys, time
 from functools import partial
@@ -16,7 +16,7 @@ from functools import partial
 import pandas as pd, torch, transformers
 from transformers import AutoModelForCausalLM
 
-from mmneurons.attribution import Target, _reduced, attribute, passes
+from mmneurons.attribution import METHODS, Target, _reduced, attribute, passes
 from mmneurons.data import gallery
 from mmneurons.model import ENCODERS, Encoder, ModelConfig, MultimodalLM, tiny_model
 
@@ -45,17 +45,18 @@ class Case:
         x = self.x.clone().requires_grad_()
         self.mm(x)[0, self.t.token_id].backward()
 
-    def ours(self, n=1, targets=None, keep=None):
+    def ours(self, n=1, targets=None, keep=None, way=METHODS['grad_x_post']):
         targets = targets or [self.t]
         out = {}
         def each(layer, row, i, scores, acts):
             if keep is not None: keep[layer] = scores
             out[row, i, layer] = _reduced(scores, acts, 'max')
-        passes(self.mm, self.prompt[:n], [targets]*n, each, at='post')
+        way(self.mm, self.images[:n], self.prompt[:n], [targets]*n, each, 'image')
         return torch.stack([out[0, 0, l][0] for l in range(self.mm.n_layers)])
 
     def three(self): self.ours(targets=[Target('dog', 8, [4, 7]), Target('cat', 9, [4, 7]), Target('boat', 11, [4, 7])])
     def eight(self): self.ours(8)
+    def eight_at_once(self): self.ours(8, way=lambda mm, images, *rest: passes(mm, *rest, 'post'))
     def call(self, n=1): attribute(self.mm, self.images[:n], 'dog')
 
     def captum_list(self):
@@ -138,7 +139,7 @@ def main(args):
     mm = MultimodalLM.from_pretrained('pocket', device='cpu') if args.model == 'pocket' else tiny_model(args.model[5:]) if args.model[:5] == 'tiny-' else gptj(args.model, 'cpu', torch.float32)
     if args.memory: return print(json.dumps(memory(mm, args.memory)))
     case = Case(mm)
-    ways = {'bare': case.bare, 'ours': case.ours, 'ours, three targets': case.three, 'ours, eight pictures': case.eight, 'attribute()': case.call, 'attribute(), eight pictures': partial(case.call, 8), 'captum, list': case.captum_list, 'captum, loop': case.captum_loop}
+    ways = {'bare': case.bare, 'ours': case.ours, 'ours, three targets': case.three, 'ours, eight pictures': case.eight, 'ours, eight pictures, one pass': case.eight_at_once, 'attribute()': case.call, 'attribute(), eight pictures': partial(case.call, 8), 'captum, list': case.captum_list, 'captum, loop': case.captum_loop}
     for name, more in (('nnsight', lambda: {'nnsight': case.nnsight}), ('TransformerLens', lambda: dict(zip(('TransformerLens', 'TransformerLens, frozen'), lens_case(case))))):
         try: new = more(); [way() for way in new.values()]; ways |= new
         except Exception as e: print(f'{name} is left out: {type(e).__name__}: {str(e).splitlines()[0][:200] if str(e) else ""}', file=sys.stderr)

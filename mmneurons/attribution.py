@@ -11,6 +11,7 @@ __all__ = ['POSITIONS', 'METHODS', 'token_at', 'likeliest_word', 'Target', 'firs
 import json, re
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from functools import partial
 from html import escape
 from itertools import islice, repeat
 
@@ -310,8 +311,10 @@ def _repr_html_(self:Attribution):
     return f'<p>{escape(self.image_id)} “{text}” — {how}</p>{top.to_html(index=False, float_format="%.3f")}' + ''.join(f'<p><i>{escape(n)}</i></p>' for n in self.notes)
 
 # %% ../nbs/02_attribution.ipynb #827bfc45
-def _grad_x_act(mm, images, soft_prompt, targets, each, positions): return passes(mm, soft_prompt, targets, each, positions)
-def _grad_x_post(mm, images, soft_prompt, targets, each, positions): return passes(mm, soft_prompt, targets, each, positions, 'post')
+def _grad_x_act(mm, images, soft_prompt, targets, each, positions, at='pre'):
+    n = max(1, 400//mm.n_patches) if mm.device.type == 'cpu' else len(targets)
+    def some(r): return passes(mm, soft_prompt[r:r + n], targets[r:r + n], lambda layer, row, *found: each(layer, r + row, *found), positions, at)
+    return torch.cat([some(r) for r in range(0, len(targets), n)])
 
 # %% ../nbs/02_attribution.ipynb #2e01e174
 def counterfactual_images(
@@ -414,7 +417,7 @@ def _exact(mm, images, soft_prompt, targets, each, positions, neurons=None, chun
     return logits
 
 # %% ../nbs/02_attribution.ipynb #6c1e671f
-METHODS = dict(grad_x_act=_grad_x_act, grad_x_post=_grad_x_post, integrated=_integrated, patching=_patching,
+METHODS = dict(grad_x_act=_grad_x_act, grad_x_post=partial(_grad_x_act, at='post'), integrated=_integrated, patching=_patching,
                gradient_free=_gradient_free, exact=_exact)
 
 # %% ../nbs/02_attribution.ipynb #511a418e
