@@ -32,7 +32,7 @@ from .model import MultimodalLM, save_projection
 # %% ../nbs/01_train_projection.ipynb #902ba3cd
 @dataclass(frozen=True)
 class TrainConfig:
-    "How a projection is trained; the defaults are the pocket model's"
+    "How a projection is trained; the defaults suit the pocket model and a small corpus"
     steps: int = 1250            # optimizer steps
     batch_size: int = 16         # pictures a step
     lr: float = 2e-3             # peak learning rate of AdamW
