@@ -4,7 +4,7 @@
     python -m pytest nbs/02_attribution.ipynb --save       the same, then write its outputs into the notebook
     python -m pytest --run-slow --run-gpu                  run the cells tagged `#| slow` or `#| gpu` too
 """
-import contextlib, io, json, multiprocessing, os, sys, traceback
+import contextlib, io, json, multiprocessing, os, shutil, sys, traceback
 from pathlib import Path
 import pytest
 from nbdev.config import get_config
@@ -95,3 +95,14 @@ def save_outputs(path, outputs):
         if cell.id in outputs: cell.outputs = [o for o in outputs[cell.id] if o.get('name') != 'stderr']
     write_nb(nb, path)
     with contextlib.chdir(ROOT): nbdev_clean(str(path))
+
+@pytest.fixture(scope='module')
+def browser():
+    "Headless Chromium, for the tests of pages"
+    found = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+    if not found: pytest.skip('pages are opened in Chromium: apt install chromium')
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=found)
+        yield chromium
+        chromium.close()

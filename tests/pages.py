@@ -9,7 +9,7 @@ from execnb.nbio import read_nb, write_nb
 from fastcore.xtras import dict2obj
 from nbdev.doclinks import NbdevLookup
 from nbdev.process import Processor
-from nbdev.processors import FilterDefaults, _default_exp, _show_docs, add_links, exec_show_docs
+from nbdev.processors import FilterDefaults, _default_exp, _show_docs, add_fold, add_links, exec_show_docs, rm_export
 from nbdev.showdoc import show_doc
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,9 +51,21 @@ def link(cell):
             text = lookup.linkify(''.join(output.data['text/markdown']))
             output.data['text/markdown'] = text.splitlines(True)
 
+def keep(cell):
+    "Leave out what is hidden, and imports; what is exported stays, and nbdev moves it below its documentation"
+    if not cell.directives_.keys() & {'export', 'hide', 'default_exp'}: return
+    imports = all(isinstance(node, (ast.Import, ast.ImportFrom)) or ast.unparse(node).startswith('_all_ =') for node in cell.parsed_() or [])
+    if 'export' in cell.directives_ and not imports: cell.directives_['exports'] = []
+    else: del cell['source']
+
+def fold(cell):
+    "The source of a function or class is folded away until a reader wants it; a table of constants is there to be read"
+    names = [node.name for node in cell.parsed_() or [] if hasattr(node, 'name')] if cell.cell_type == 'code' and 'exports' in cell.directives_ else []
+    if names: cell.source = f'#| code-fold: true\n#| code-summary: "Source of {", ".join(names)}"\n{cell.source}'
+
 class Pages(FilterDefaults):
     def base_procs(self):
-        ours = {exec_show_docs: document, add_links: link}
+        ours = {exec_show_docs: document, add_links: link, rm_export: keep, add_fold: fold}
         return [ours.get(proc, proc) for proc in super().base_procs()]
 
 def process(folder, nbs=ROOT/'nbs'):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from mmneurons.weights import lm_folder
 
 COMMAND = [sys.executable, '-m', 'mmneurons.cli']
 GALLERY = files('mmneurons')/'assets'/'gallery'
@@ -46,7 +47,8 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def looked(photos):
-    "One call with all of them, good and bad ones mixed"
+    "One call with all of them, good and bad ones mixed; that the weights are being prepared was said before"
+    lm_folder('gemma3-270m')
     names = [*BAD][:3] + GOOD + [*BAD][3:]
     return run('look', *names, '--target', 'dog', '--k', 3, '--out', 'pages', cwd=photos)
 

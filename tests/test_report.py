@@ -7,10 +7,6 @@ from mmneurons.data import gallery
 from mmneurons.model import tiny_model
 from mmneurons.report import elsewhere, html_page, look
 
-playwright = pytest.importorskip('playwright.sync_api', reason='the browser tests need playwright: pip install playwright')
-CHROMIUM = Path('/usr/bin/chromium')
-if not CHROMIUM.exists(): pytest.skip('the browser tests need chromium', allow_module_level=True)
-
 @pytest.fixture(scope='module')
 def file(tmp_path_factory):
     "The report of a tiny model on ten photographs"
@@ -18,13 +14,6 @@ def file(tmp_path_factory):
     seen = [look(mm, ex.image, image_id=ex.image_id, k=6, n_ablated=20) for ex in list(gallery())[:10]]
     path.write_text(html_page(seen, elsewhere(mm, seen)), 'utf-8')
     return path
-
-@pytest.fixture(scope='module')
-def browser():
-    with playwright.sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=CHROMIUM)
-        yield chromium
-        chromium.close()
 
 @pytest.fixture(params=[dict(width=1200, height=900), dict(width=390, height=844)], ids=['desk', 'phone'])
 def page(browser, file, request):

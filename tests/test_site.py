@@ -3,6 +3,7 @@
 The public site is rendered by Quarto. Here pandoc stands in for it, with the same style sheet and bibliography."""
 import json, re, shutil, subprocess, sys
 from functools import partial
+from html import escape
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin
 import pytest, yaml
@@ -12,8 +13,7 @@ from mmneurons._modidx import d as modules
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = sorted(path.stem for path in (ROOT/'nbs').glob('*.ipynb'))
-CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-needs_a_browser = pytest.mark.skipif(not (CHROMIUM and shutil.which('pandoc')), reason='apt install pandoc chromium')
+needs_pandoc = pytest.mark.skipif(not shutil.which('pandoc'), reason='pages are rendered by pandoc: apt install pandoc')
 
 SITE, HERE = 'https://mmneurons.github.io/mmneurons/', 'http://site/'
 REPOSITORY = re.compile(r'https://github\.com/mmneurons/mmneurons/(?:blob|tree)/main/([^#?]*)')
@@ -53,6 +53,10 @@ def for_pandoc(nb):
         if cell['cell_type'] != 'code': continue
         for counted in cell, *cell['outputs']: counted['execution_count'] = 0       # pandoc's reader wants a number
         source = ''.join(cell['source'])
+        if folded := re.match(r'#\| code-fold: true\n#\| code-summary: "(.*)"\n', source):
+            cell.update(cell_type='markdown', source=f'<details><summary>{folded[1]}</summary><pre><code>{escape(source[folded.end():])}</code></pre></details>')
+            del cell['execution_count'], cell['outputs']
+            continue
         cell['source'] = '' if '#| echo: false\n' in source else re.sub(r'(?m)^#\| eval: \w+\n', '', source)
         if '#| output: asis\n' in source:
             cell.update(cell_type='markdown', source=[line for o in cell.pop('outputs') for line in o['data']['text/markdown']])
@@ -118,14 +122,6 @@ def problems(name, seen, files, pages):
     return found + [f'weighs {page["weight"]/1e6:.1f} MB'][:page['weight'] > 3e6]
 
 @pytest.fixture(scope='module')
-def browser():
-    from playwright.sync_api import sync_playwright
-    with sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=CHROMIUM)
-        yield chromium
-        chromium.close()
-
-@pytest.fixture(scope='module')
 def processed(tmp_path_factory):
     "The folder that Quarto renders"
     folder = tmp_path_factory.mktemp('site')
@@ -142,7 +138,7 @@ def site(processed, browser):
     seen = visit(browser, processed, pages.values())
     return {stem: warnings + problems(name, seen, processed, pages) for stem, (name, warnings) in made.items()}
 
-@needs_a_browser
+@needs_pandoc
 @pytest.mark.parametrize('chapter', CHAPTERS)
 def test_a_page_has_no_fault(site, chapter): assert not site[chapter], '\n'.join(site[chapter])
 
@@ -156,7 +152,6 @@ FAULTS = [('missing image', '<img src="none.png">'), ('dead link', '<a href="non
           ('raw ](', '<p>[<code>x</code>](https://a.b)</p>'),
           ('scrolls', '<table><tr><td>' + 'wide'*60 + '</td></tr></table>'), ('weighs', '<!--' + 'x'*3_000_000 + '-->')]
 
-@needs_a_browser
 @pytest.mark.parametrize('kind, fault', FAULTS, ids=[f'{kind}-{i}' for i, (kind, _) in enumerate(FAULTS)])
 def test_each_fault_is_found(kind, fault, browser, tmp_path):
     "On two pages without a fault, and on the same two with one"
@@ -170,7 +165,7 @@ def test_each_fault_is_found(kind, fault, browser, tmp_path):
     faults = found(GOOD + fault)
     assert any(f.startswith(kind) for f in faults), faults
 
-@needs_a_browser
+@needs_pandoc
 def test_pandoc_tells_of_an_unknown_citation(tmp_path):
     (tmp_path/'references.bib').write_text('@misc{known, title={Known}}')
     cells = [dict(cell_type='raw', metadata={}, source='---\ntitle: A\noutput-file: a.html\n---'),
@@ -203,7 +198,6 @@ def test_the_readme_links_to_pages_of_the_site():
     found = set(re.findall(rf'{SITE}([^)#]*)', (ROOT/'README.md').read_text('utf-8')))
     assert {'index.html', 'attribution.html'} & found and not found - {_nbpath2html(Path(name)).name for name in CHAPTERS}
 
-@needs_a_browser
 def test_what_a_chapter_exports_is_documented_on_its_page(processed):
     "Each public function, class and method has a heading there, under a link to its line"
     pages = {_nbpath2html(path).name: path for path in processed.glob('*.ipynb')}
