@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np, open_clip, pandas as pd, torch
+from fastcore.basics import chunked
 
 # %% ../nbs/03b_agreement.ipynb #902ba3cd
 def load_clip(
@@ -30,7 +31,10 @@ def clip_scores(
 ) -> np.ndarray: # (n,) 100 · max(cos, 0)
     "How well each text fits its picture"
     if len(images) != len(texts): raise ValueError(f'{len(images)} pictures, but {len(texts)} texts')
-    seen = clip.model.encode_image(torch.stack([clip.preprocess(im.convert('RGB')) for im in images]))
+    def encoded(ims): return clip.model.encode_image(torch.stack([clip.preprocess(im.convert('RGB')) for im in ims]))
+    different = {id(im): im for im in images}                                # a picture with many texts is encoded once
+    seen = dict(zip(different, torch.cat([encoded(part) for part in chunked(different.values(), 32)])))
+    seen = torch.stack([seen[id(im)] for im in images])
     read = clip.model.encode_text(clip.tokenizer(texts))
     return 100*torch.cosine_similarity(seen, read).clamp(0).numpy()
 

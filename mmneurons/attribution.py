@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import partial
 from html import escape
-from itertools import islice, repeat
+from itertools import islice
+from pathlib import Path
 
 import pandas as pd, torch
 from fastcore.basics import patch
@@ -21,8 +22,8 @@ from PIL import Image, ImageFilter
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from .data import content_words, first_noun
-from .model import MultimodalLM, hold_neurons, hook_neurons, norm_gain, output_vectors
+from .data import content_words, nouns
+from .model import MultimodalLM, hold_neurons, hook_neurons, norm_gain, output_vectors, post_scale
 
 # %% ../nbs/02_attribution.ipynb #f1abd670
 def token_at(
@@ -34,7 +35,7 @@ def token_at(
     text = mm.tokenizer.decode(ids)
     found = re.search(rf'\b{re.escape(word)}\b', text, re.IGNORECASE)
     if not found: return None
-    return next(i for i in range(len(ids)) if len(mm.tokenizer.decode(ids[:i + 1])) > found.start())
+    return next(i for i in range(len(ids)) if len(mm.tokenizer.decode(ids[:i + 1]).rstrip('\ufffd')) > found.start())
 
 # %% ../nbs/02_attribution.ipynb #0716d970
 @torch.no_grad()
@@ -83,13 +84,16 @@ def choose_target(
 ) -> Target:
     "The word to attribute and the step to attribute it at"
     text, notes = mm.tokenizer.decode(ids), []
+    if hasattr(word, '__index__'): word = int(word)                      # also of numpy or torch
+    if isinstance(word, str) and not (word := word.strip()): raise ValueError('the target is an empty word')
     if isinstance(word, int) and word in ids: return Target(mm.tokenizer.decode([word]).strip(), word, ids[:ids.index(word)])
-    noun = first_noun(text)
-    if noun is None and (others := content_words(text)):
+    if isinstance(word, str) and (step := token_at(mm, ids, word)) is not None: return Target(word, ids[step], ids[:step], whole(mm, ids, step, word))
+    def there(words): return [w for w in words if token_at(mm, ids, w) is not None]          # not the "km" of "10km"
+    noun = next(iter(there(nouns(text))), None)
+    if noun is None and (others := there(content_words(text))):
         noun = likeliest_word(mm, soft_prompt, ids, others)
         if word is None: notes.append(f'the caption {text.strip()!r} has no noun; its likeliest content word, {noun!r}, is attributed')
-    said = noun if word is None else word
-    if isinstance(said, str) and (step := token_at(mm, ids, said)) is not None: return Target(said, ids[step], ids[:step], notes + whole(mm, ids, step, said))
+    if word is None and noun: return Target(noun, ids[step := token_at(mm, ids, noun)], ids[:step], notes + whole(mm, ids, step, noun))
     if word is None: raise ValueError(f'the caption {text.strip()!r} has no word to attribute; name one with target')
     step = token_at(mm, ids, noun) if noun else 0
     where = f'where the caption says {noun!r}' if noun else 'at the first step'
@@ -119,6 +123,9 @@ def choose_targets(
     "All the words to attribute in one caption"
     if target == '*': target = [w for w in dict.fromkeys(content_words(mm.tokenizer.decode(ids))) if token_at(mm, ids, w) is not None] or None
     many = target if isinstance(target, (list, tuple)) else [target]
+    if not many: raise ValueError('target is an empty list')
+    for t in many:
+        if isinstance(t, Target): first_token(mm, t.token_id, t.notes)
     return [t if isinstance(t, Target) else choose_target(mm, soft_prompt, ids, t) for t in many]
 
 # %% ../nbs/02_attribution.ipynb #f6e1126c
@@ -212,13 +219,13 @@ def passes(
         for row, i, t in now:
             p = places(mm, t, positions)
             change = z[row, p] - base[layer][row, p] if base else z[row, p]
-            each(layer, row, i, change.float()*g[row, p].float(), z[row, p])
+            each(layer, row, i, change.float()*(g[row, p].float()/boost), z[row, p])
     with torch.enable_grad(): logits = _forward(mm, soft_prompt, targets, tap, at)
-    rounds = max(map(len, targets))
+    rounds, boost = max(map(len, targets)), 1024 if logits.dtype == torch.float16 else 1      # half precision has no gradients below 6e-8
     for n in range(rounds):
         now[:] = [(row, i, t) for row, i, t in flat if i == n]
         y = logits[[j for j, (_, i, _) in enumerate(flat) if i == n], [t.token_id for *_, t in now]].sum()
-        y.backward(retain_graph=n + 1 < rounds)
+        (y*boost).backward(retain_graph=n + 1 < rounds)
     if missing := set(range(mm.n_layers)) - seen: raise RuntimeError(f'no gradient reached layers {sorted(missing)}: is the row in FAMILIES right?')
     return logits.detach()
 
@@ -252,6 +259,7 @@ class Attribution:
     positions: str = 'image' # one of `POSITIONS`
     reduce: str = 'max'      # over positions
     full: torch.Tensor|None = None # (layer, unit, position), where it was asked for
+    gated: bool = True       # whether the model's MLPs are: then a negative activation writes the opposite of the unit's vector
 
     def __repr__(self): return f'Attribution({self.image_id} {self.caption!r}: {self.target!r} with P = {self.prob:.2f})'
 
@@ -285,10 +293,13 @@ def top_neurons(
     interpretable:pd.DataFrame|None=None, # keep only these: columns layer, unit, sign (and `interpretable`, of which only the true rows count)
 ) -> pd.DataFrame: # image_id, target, layer, unit, sign, patch, score, activation, rank
     "The `k` neurons with the highest scores, or with the scores furthest above their usual ones"
+    if isinstance(specific, bool): raise TypeError('specific is what to rank against: mean scores (layer, unit), or Attributions of other pictures')
+    if isinstance(interpretable, bool): raise TypeError('interpretable is a table of neurons, such as decode gives')
     usual = specific if specific is None or torch.is_tensor(specific) else torch.stack([o.scores for o in specific]).mean(0)
     rank_by = a.scores if usual is None else a.scores - usual
-    sign = a.activation.sign().where(a.activation != 0, 1.)
+    sign = torch.where((a.activation < 0) & torch.tensor(a.gated), -1., 1.)
     if interpretable is not None: rank_by = rank_by.where(_listed(interpretable, sign), -torch.inf)
+    rank_by = rank_by.where(rank_by.isfinite(), -torch.inf)              # of exact effects: -inf - -inf, which topk would put first
     best = rank_by.flatten().topk(min(k, int(rank_by.isfinite().sum()))).indices
     columns = dict(layer=best//a.scores.shape[1], unit=best % a.scores.shape[1], sign=sign.flatten()[best].int(), patch=a.patch.flatten()[best],
                    score=a.scores.flatten()[best], activation=a.activation.flatten()[best])
@@ -355,16 +366,20 @@ def _integrated(mm, images, soft_prompt, targets, each, positions, steps=8, coun
     return logits
 
 # %% ../nbs/02_attribution.ipynb #8effee40
+def _said(mm, tokens):
+    "The direction that each token's logit reads, through the final norm's gain: (token, d_model)"
+    norm, head = mm.final_norm(), mm.lm.get_output_embeddings().weight
+    project = mm.family.project and getattr(mm.lm.get_decoder(), mm.family.project, None)
+    gain = norm_gain(mm, norm)
+    v, ones = (head[tokens] @ project.weight if project else head[tokens])*gain, torch.ones_like(gain)[None]
+    return v - v.mean(-1, keepdim=True) if torch.allclose(norm(ones), norm(-ones)) else v
+
 def _gradient_free(mm, images, soft_prompt, targets, each, positions):
-    norm, project = mm.final_norm(), mm.family.project and getattr(mm.lm.get_decoder(), mm.family.project, None)
-    ones, head = torch.ones(1, mm.d_model, device=mm.device, dtype=soft_prompt.dtype), mm.lm.get_output_embeddings().weight
-    centres = torch.allclose(norm(ones), norm(-ones))
-    def says(t):
-        v = (head[t.token_id] @ project.weight if project else head[t.token_id])*norm_gain(mm, norm)
-        return v - v.mean() if centres else v
-    flat = [(row, i, places(mm, t, positions), says(t)) for row, ts in enumerate(targets) for i, t in enumerate(ts)]
+    flat = [(row, i, places(mm, t, positions), t.token_id) for row, ts in enumerate(targets) for i, t in enumerate(ts)]
+    says = _said(mm, [token for *_, token in flat]).T
     def tap(layer, a):
-        for row, i, p, v in flat: each(layer, row, i, a[row, p]*(output_vectors(mm, layer) @ v), a[row, p])
+        direct = output_vectors(mm, layer) @ says
+        for n, (row, i, p, _) in enumerate(flat): each(layer, row, i, a[row, p]*post_scale(mm, layer, a[row, p])*direct[:, n], a[row, p])
     with torch.no_grad(): return _forward(mm, soft_prompt, targets, tap)
 
 # %% ../nbs/02_attribution.ipynb #9109c85a
@@ -392,7 +407,8 @@ def ablation_effects(
     "Exact single-unit ablation"
     (x, [(_, step)]), p = batch_inputs(mm, soft_prompt, [[target]]), places(mm, target, positions)
     def logit(rows):
-        with logits_at(mm, [(r, step) for r in range(rows)]): return mm.lm(inputs_embeds=x, use_cache=False).logits[:, 0, target.token_id]
+        vectors = x.expand(rows, -1, -1).contiguous() if mm.family.batched else x
+        with logits_at(mm, [(r, step) for r in range(rows)]): return mm.lm(inputs_embeds=vectors, use_cache=False).logits[:, 0, target.token_id]
     layers, units = (torch.tensor(neurons[c].to_numpy()) for c in ('layer', 'unit'))
     intact, effects = logit(1), torch.empty(len(neurons))
     for part in layers.argsort(stable=True).split(chunk):
@@ -427,12 +443,17 @@ def _reduced(scores, acts, how):
     return best if how == 'max' else scores.sum(0), where, acts.gather(0, where[None])[0]
 
 # %% ../nbs/02_attribution.ipynb #a17554a0
+def _chosen(mm, soft_prompt, ids, target, image_id):
+    "The words to attribute; an error names the picture"
+    try: return choose_targets(mm, soft_prompt, ids, target)
+    except ValueError as e: raise ValueError(f'{image_id}: {e}' if image_id else str(e)) from None
+
 def _batch(mm, images, image_ids, captions, target, method, positions, reduce, full, options):
     "The `Attribution`s of each picture of one batch"
-    soft_prompt = mm.soft_prompt(list(images))
-    said = [mm.tokenizer(f' {c.strip()}', add_special_tokens=False).input_ids if c else None for c in captions]
-    if None in said: said = [given or own for given, own in zip(said, mm.caption_ids(soft_prompt))]
-    targets = [choose_targets(mm, soft_prompt[r:r + 1], ids, target) for r, ids in enumerate(said)]
+    soft_prompt = mm.soft_prompt(list(images)).detach()                  # of a projection in training too
+    said = [c if c is None else mm.tokenizer(f' {c.strip()}', add_special_tokens=False).input_ids if c.strip() else [] for c in captions]
+    if None in said: said = [own if given is None else given for given, own in zip(said, mm.caption_ids(soft_prompt))]
+    targets = [_chosen(mm, soft_prompt[r:r + 1], ids, target, image_ids[r]) for r, ids in enumerate(said)]
     out = {(r, i): {k: [None]*mm.n_layers for k in _TENSORS} for r, ts in enumerate(targets) for i in range(len(ts))}
     def each(layer, row, i, scores, acts):
         score, where, act = _reduced(scores, acts, reduce)
@@ -444,15 +465,23 @@ def _batch(mm, images, image_ids, captions, target, method, positions, reduce, f
         bad = tensors[0].isnan() | (tensors[0].isinf() if method != 'exact' else False)
         if bad.any(): raise FloatingPointError(f'{image_ids[r]} {t.word!r}: {bad.sum()} scores are not finite, the first in layer {bad.nonzero()[0, 0]}')
         out[r, i] = Attribution(*tensors[:3], mm.tokenizer.decode(said[r]).strip(), t.word, mm.tokenizer.decode([t.token_id]), t.token_id, t.text_ids,
-                                p[t.token_id].item(), t.notes, image_ids[r], method, positions, reduce, tensors[3])
+                                p[t.token_id].item(), t.notes, image_ids[r], method, positions, reduce, tensors[3], mm.family.up is None)
     return [[out[r, i] for i in range(len(ts))] for r, ts in enumerate(targets)]
 
 # %% ../nbs/02_attribution.ipynb #c66c6517
-def _stream(mm, images, image_ids, captions, target, batch, *rest):
+def _rows(images, *given):
+    "Each picture with its own of `given`; a text, or None, stands for all"
+    own = [g for g in given if not isinstance(g, str | None)]
+    for image, *mine in zip(images, *own, strict=True): yield image, *(g if isinstance(g, str | None) else mine.pop(0) for g in given)
+
+def _stream(mm, images, image_ids, captions, target, batch, method, positions, reduce, full, options):
     "Batch after batch; a picture's result is one `Attribution`, or a list where several words were asked for"
-    rows, several = zip(images, image_ids, captions), target == '*' or isinstance(target, (list, tuple))
+    others = c if isinstance(c := options.get('counterfactual'), (list, tuple)) else None            # one each
+    rows, several = _rows(images, image_ids, captions, others), target == '*' or isinstance(target, (list, tuple))
     while part := list(islice(rows, batch)):
-        for found in _batch(mm, *zip(*part), target, *rest): yield found if several else found[0]
+        *part, mine = zip(*part)
+        own = options | dict(counterfactual=mine) if others else options
+        for found in _batch(mm, *part, target, method, positions, reduce, full, own): yield found if several else found[0]
 
 # %% ../nbs/02_attribution.ipynb #59129aac
 def attribute(
@@ -471,10 +500,13 @@ def attribute(
     "Score every neuron of the language model for its part in one word of the caption"
     if reduce not in ('max', 'sum'): raise ValueError(f"reduce is 'max' or 'sum', not {reduce!r}")
     if method not in METHODS: raise ValueError(f'method is one of {", ".join(METHODS)}, not {method!r}')
+    if positions not in (None, *POSITIONS): raise ValueError(f'positions is one of {", ".join(POSITIONS)}, not {positions!r}')
+    if isinstance(images, (str, Path)): raise TypeError(f'images are PIL images: open {images} with mmneurons.data.open_image')
+    for name, own in dict(image_id=image_id, caption=caption).items():
+        if isinstance(own, (list, tuple)) and isinstance(images, (list, tuple)) and len(own) != len(images): raise ValueError(f'{len(images)} pictures, but {len(own)} in {name}')
     here = 'predicting' if method == 'gradient_free' else positions or 'image'
     if positions not in (None, here): raise ValueError(f'gradient_free looks at the predicting position only, not at {positions!r}')
     if method == 'exact' and (full or reduce != 'max'): raise ValueError('an exact effect belongs to all positions together: no reduce, no full')
     one = isinstance(images, Image.Image)
-    def several(v): return repeat(v) if isinstance(v, str | None) else v
-    found = _stream(mm, [images] if one else images, several(image_id), several(caption), target, batch, method, here, reduce, full, options)
+    found = _stream(mm, [images] if one else images, image_id, caption, target, batch, method, here, reduce, full, options)
     return next(found) if one else list(found) if isinstance(images, (list, tuple)) else found

@@ -110,7 +110,7 @@ def plot_dissociation(
         ax.axhline(0, color='#999999', lw=.8); ax.spines[['top', 'right']].set_visible(False)
         ax.set(title=f'without {arm} units' if arm == 'random' else f"without the {arm}'s units")
         ax.set_xticks(range(len(kinds)), kinds, rotation=40, ha='right')
-    axes[0].set(ylabel='left of it, log2'); axes[-1].legend(frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
+    axes[0].set(ylabel='probability left, in doublings'); axes[-1].legend(frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
     return fig
 
 # %% ../nbs/07_beyond_objects.ipynb #c3fde90d

@@ -25,7 +25,7 @@ LEFT_OUT = {'slow': 'takes minutes, or fetches files', 'gpu': 'needs a GPU and t
 def for_a_reader(
     chapter:str, # a notebook as JSON
 ) -> str: # the same
-    "A chapter without outputs, and with the cells commented out that only a wish should run"
+    "A chapter without outputs, in which the cells that a run from the top should leave out are commented out"
     nb = json.loads(chapter)
     for cell in nb['cells']:
         if cell['cell_type'] != 'code': continue

@@ -140,7 +140,7 @@ def _places(nodes):
     at = {}
     for y, row in enumerate(rows):
         beside = sorted(n for n in nodes if (n[1], n[0]) == row)
-        at |= {n: (i - (len(beside) - 1)/2 + .25*(y % 3 - 1), y) for i, n in enumerate(beside)}
+        at |= {n: (i - (len(beside) - 1)/2 + .25*(y % 2), y) for i, n in enumerate(beside)}
     return at, [f'{layer} {"attention" if kind == "head" else "MLP"}' for layer, kind in rows]
 
 # %% ../nbs/05b_circuits.ipynb #63266754
@@ -150,14 +150,16 @@ def draw_circuit(
 ):
     "The graph with its blocks from bottom to top; a matplotlib figure"
     at, rows = _places({(e.kind, e.layer, e.unit) for e in edges.itertuples()} | {('neuron', e.to_layer, e.to_unit) for e in edges.itertuples()})
-    fig, ax = plt.subplots(figsize=(7.5, 1 + .55*len(rows)), layout='constrained')
+    fig, ax = plt.subplots(figsize=(6.4, 1 + .5*len(rows)), layout='constrained')
+    t = torch.linspace(0, 1, 30)
     for e in edges.itertuples():
         (x, y), (u, v) = at[e.kind, e.layer, e.unit], at['neuron', e.to_layer, e.to_unit]
-        ax.plot([x, u], [y, v], color='#d1762c' if e.score > 0 else '#3b6fb6', lw=min(6, .6 + 12*abs(e.score)), alpha=.6, zorder=1)
+        bend = .2*(v - y)*(1 if x >= u else -1)*t*(1 - t)                    # around what stands between
+        ax.plot(x + (u - x)*t + bend, y + (v - y)*t, color='#d1762c' if e.score > 0 else '#3b6fb6', lw=min(6, .6 + 12*abs(e.score)), alpha=.6, zorder=1)
     for (kind, layer, unit), (x, y) in at.items():
         ax.scatter(x, y, s=110, marker='s' if kind == 'head' else 'o', color='white', edgecolor='#333333', zorder=2)
         text = f'head {unit}' if kind == 'head' else f'u{unit} {(labels or {}).get((layer, unit), "")}'
-        ax.annotate(text, (x, y), (8, -5), textcoords='offset points', va='top', fontsize=7)
+        ax.annotate(text, (x, y), (8, -4), textcoords='offset points', va='top', fontsize=9.5)
     ax.set(ylabel='block', xticks=[], yticks=range(len(rows)), yticklabels=rows); ax.margins(x=.2, y=.08)
     ax.spines[['top', 'right', 'bottom']].set_visible(False)
     return fig

@@ -46,7 +46,7 @@ class Example:
         small.thumbnail((320, 320))
         small.save(buf, 'jpeg')
         text = ''.join(f'<br>{html.escape(c)}' for c in self.captions)
-        return (f'<img src="data:image/jpeg;base64,{base64.b64encode(buf.getvalue()).decode()}"><br>'
+        return (f'<img alt="{html.escape(repr(self))}" src="data:image/jpeg;base64,{base64.b64encode(buf.getvalue()).decode()}"><br>'
                 f'<b>{html.escape(self.image_id)}</b>{text}')
 
 # %% ../nbs/00a_data.ipynb #b1d57811
@@ -86,7 +86,7 @@ def open_image(path:str|Path|io.BytesIO, # any file that Pillow reads, or what i
     "The picture in `path`, or an `ImageError` that says in one line why there is none"
     try: return _load(path, max_side)
     except FileNotFoundError: reason = 'there is no such file'
-    except IsADirectoryError: reason = 'this is a folder, not a picture'
+    except IsADirectoryError: reason = 'this is a folder, not a picture; name the pictures in it'
     except Image.DecompressionBombError: reason = 'more than 178 million pixels; scale it down first'
     except Image.UnidentifiedImageError:
         empty = not (len(path.getvalue()) if isinstance(path, io.BytesIO) else Path(path).stat().st_size)
@@ -508,6 +508,7 @@ def open_data(spec:str,           # such as corpus:FOLDER or coco:val2017,captio
              ) -> Reader:
     "The data set that one line names, or what is set apart in it for training or validation"
     kind, _, rest = (spec if ':' in spec else f'{spec}:{spec}').partition(':')          # gallery, and corpus for a folder of that name
+    if kind not in SOURCES and Path(spec).is_dir(): raise ValueError(f'{spec}: for a folder of pictures write folder:{spec}')
     if kind not in SOURCES: raise ValueError(f'{spec!r} names no data set; it begins with one of {" ".join(f"{k}:" for k in SOURCES)}')
     where, *settings = re.split(r',(?=\w+=)', rest)
     options = dict(s.split('=', 1) for s in settings)

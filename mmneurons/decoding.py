@@ -10,6 +10,7 @@ __all__ = ['unembed', 'english_words', 'interpretable', 'decode', 'decode_all', 
 import lzma
 from functools import lru_cache
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np, pandas as pd, pyarrow as pa, torch
 from pyarrow.parquet import ParquetWriter
@@ -28,8 +29,8 @@ def unembed(
     "What directions would say if they were the final state"
     if norm not in ('gain', 'full', 'none'): raise ValueError(f"norm is 'gain', 'full' or 'none', not {norm!r}")
     if norm == 'gain': return readout(mm, vectors)
-    head = mm.lm.get_output_embeddings()
-    return head(mm.final_norm()(vectors)) if norm == 'full' else vectors @ head.weight.T
+    head, narrow = mm.lm.get_output_embeddings(), mm.family.project and getattr(mm.lm.get_decoder(), mm.family.project, None) or torch.nn.Identity()
+    return head(narrow(mm.final_norm()(vectors))) if norm == 'full' else narrow(vectors) @ head.weight.T
 
 # %% ../nbs/03_decoding.ipynb #0716d970
 @lru_cache
@@ -48,16 +49,17 @@ def interpretable(
 # %% ../nbs/03_decoding.ipynb #12c6fc06
 def _read(mm, layer, units, signs, k, norm, lens):
     "The table of some units of one layer, with each of `signs`"
+    if isinstance(lens, str): raise TypeError('lens is a tensor (layer, d_model, d_model): jacobian_lens and tuned_lens make one, load_lens reads one')
     vectors = output_vectors(mm, layer, units)
     if lens is not None: vectors = vectors @ lens[layer].to(vectors).T
     logits, out = unembed(mm, vectors, norm), []
     for sign in signs:
         turned = logits if sign > 0 else unembed(mm, -vectors, norm) if norm == 'full' else -logits
-        top = turned.topk(k)
-        tokens = [mm.tokenizer.decode([i]) for i in top.indices.flatten().tolist()]
-        ok = [interpretable(tokens[i:i + k]) for i in range(0, len(tokens), k)]
+        top = turned.topk(min(max(k, 10), turned.shape[-1]))             # the rule is about ten tokens, whatever `k`
+        read = [[mm.tokenizer.decode([i]) for i in row] for row in top.indices.tolist()]
+        ok, tokens = [interpretable(t[:10]) for t in read], [t for row in read for t in row[:k]]
         out.append(pd.DataFrame(dict(layer=layer, unit=np.repeat(units, k), sign=sign, rank=np.tile(np.arange(1, k + 1), len(units)), token=tokens,
-                                     logit=top.values.float().flatten().tolist(), interpretable=np.repeat(ok, k))))
+                                     logit=top.values[:, :k].float().flatten().tolist(), interpretable=np.repeat(ok, k))))
     return pd.concat(out, ignore_index=True)
 
 # %% ../nbs/03_decoding.ipynb #d435a6cd
@@ -89,15 +91,19 @@ def decode_all(
     chunk:int=64, # units at a time
 ):
     "Write the decoding of every unit, with every sign it can have, to a Parquet table as `decode` gives it"
-    signs, writer = (1,) if mm.family.up else (1, -1), None            # `up`: the layer before the nonlinearity, where there is no gate
+    signs, writer, part = (1,) if mm.family.up else (1, -1), None, Path(f'{file}.part')    # `up`: the layer before the nonlinearity, where there is no gate
     try:
         for layer in tqdm(range(mm.n_layers) if layers is None else layers, desc='decoding', unit='layer'):
             parts = [_read(mm, layer, list(range(i, min(i + chunk, mm.n_units))), signs, k, norm, lens) for i in range(0, mm.n_units, chunk)]
             table = pa.Table.from_pandas(pd.concat(parts), preserve_index=False)
-            writer = writer or ParquetWriter(file, table.schema)
+            writer = writer or ParquetWriter(part, table.schema)
             writer.write_table(table)
+        if not writer: raise ValueError('no layers to decode')
+        writer.close()
+        part.replace(file)                                                # a table that was stopped half way is no table
     finally:
         if writer: writer.close()
+        part.unlink(missing_ok=True)
 
 # %% ../nbs/03_decoding.ipynb #887309d0
 def words(
@@ -148,8 +154,9 @@ def decode_prompt(
     k:int=5, # tokens a vector
 ) -> pd.DataFrame: # vector, rank, token, cosine
     "The `k` token embeddings nearest to each vector, by cosine (section 3 of the paper)"
-    table = torch.nn.functional.normalize(mm.lm.get_input_embeddings().weight.float(), dim=-1)
-    tops = [(torch.nn.functional.normalize(part.float(), dim=-1) @ table.T).topk(k) for part in vectors.split(128)]
+    table = mm.lm.get_input_embeddings().weight.float()
+    lengths = table.norm(dim=-1)
+    tops = [(torch.nn.functional.normalize(part.float(), dim=-1) @ table.T/lengths).topk(k) for part in vectors.split(128)]
     ids, cosines = (torch.cat([t[i] for t in tops]).flatten().tolist() for i in (1, 0))
     return pd.DataFrame(dict(vector=np.repeat(range(len(vectors)), k), rank=np.tile(range(1, k + 1), len(vectors)), token=mm.tokenizer.batch_decode([[i] for i in ids]), cosine=cosines))
 

@@ -9,7 +9,7 @@ __all__ = ['GUESSES', 'written', 'sampled', 'fidelity', 'rank_correlations', 'pa
 import numpy as np, pandas as pd, torch
 
 from .attribution import Target, ablation_effects, attribute, top_neurons
-from .model import MultimodalLM, hook_neurons, output_vectors
+from .model import MultimodalLM, hook_neurons, output_vectors, post_scale
 
 # %% ../nbs/02a_fidelity.ipynb #902ba3cd
 GUESSES: dict[str, dict] = {
@@ -28,7 +28,9 @@ def written(
 ) -> torch.Tensor: # (layer, unit)
     "How much each unit writes at the image, whatever it is: |activation| × length of the output vector, summed over patches"
     out = torch.zeros(mm.n_layers, mm.n_units)
-    def keep(layer, a): out[layer] = (a[0, mm.image_positions].abs().sum(0)*output_vectors(mm, layer).norm(dim=-1)).float().cpu()
+    def keep(layer, a):
+        a = a[0, mm.image_positions]
+        out[layer] = ((a.abs()*post_scale(mm, layer, a)).sum(0)*output_vectors(mm, layer).norm(dim=-1)).float().cpu()
     with hook_neurons(mm, keep): mm(mm.embed(soft_prompt))
     return out
 

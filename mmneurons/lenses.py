@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from .attribution import choose_target
-from .model import MultimodalLM
+from .model import MultimodalLM, output_vectors
 
 # %% ../nbs/03a_lenses.ipynb #902ba3cd
 @contextmanager
@@ -43,14 +43,15 @@ def jacobian_lens(
     seed:int=0, # of the directions
 ) -> torch.Tensor: # (layer, d_model, d_model); zero in the last layer, which is never read at the image
     "Mean effect of a vector at the image positions of each layer on the state that predicts the noun"
-    rng, maps = torch.Generator().manual_seed(seed), torch.zeros(mm.n_layers, mm.d_model, mm.d_model, device=mm.device)
-    directions = torch.cat([torch.linalg.qr(torch.randn(mm.d_model, mm.d_model, generator=rng))[0] for _ in range(sweeps)])
+    rng, d = torch.Generator().manual_seed(seed), output_vectors(mm, 0, [0]).shape[1]
+    maps = torch.zeros(mm.n_layers, d, d, device=mm.device)
+    directions = torch.cat([torch.linalg.qr(torch.randn(d, d, generator=rng))[0] for _ in range(sweeps)])
     for image, mine in zip(tqdm(images, desc='jacobian', unit='picture'), directions[torch.randperm(len(directions), generator=rng)].tensor_split(len(images))):
         soft_prompt = mm.soft_prompt([image])
         text = choose_target(mm, soft_prompt, mm.caption_ids(soft_prompt)[0]).text_ids
         with torch.enable_grad(), residuals(mm, grad=True) as stream: mm(mm.embed(soft_prompt, text))
         for q in mine.to(stream[-1]):
-            grads = torch.autograd.grad(stream[-1][0, -1] @ q, stream[:-1], retain_graph=True, allow_unused=True)
+            grads = torch.autograd.grad(stream[-1][0, -1] @ q, stream[:-1], retain_graph=True)
             for l, g in enumerate(grads): maps[l] += torch.outer(q, g[0, mm.image_positions].sum(0)).float()
     return maps.cpu()/sweeps
 
@@ -63,10 +64,11 @@ def own_text(
     seed:int=0, # of the sampling
 ) -> torch.Tensor: # token ids (n, 1 + length), a begin token first
     "Text sampled from the language model"
-    torch.manual_seed(seed)
     start = torch.full((n, 1), mm.tokenizer.bos_token_id, device=mm.device)
-    return mm.lm.generate(input_ids=start, attention_mask=torch.ones_like(start), do_sample=True, top_k=0, max_new_tokens=length, min_new_tokens=length,
-                          pad_token_id=mm.tokenizer.eos_token_id)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return mm.lm.generate(input_ids=start, attention_mask=torch.ones_like(start), do_sample=True, top_k=0, max_new_tokens=length,
+                              min_new_tokens=length, pad_token_id=mm.tokenizer.eos_token_id)
 
 # %% ../nbs/03a_lenses.ipynb #f1abd670
 def _solve(xx, xy, ridge):
@@ -83,7 +85,7 @@ def tuned_lens(
     batch:int=8, # texts at a time
 ) -> torch.Tensor: # (layer, d_model, d_model)
     "For each layer the linear part of the affine map that best turns its states into the final ones"
-    d = mm.d_model
+    d = output_vectors(mm, 0, [0]).shape[1]
     xx, xy = torch.zeros(mm.n_layers, d + 1, d + 1, dtype=torch.double), torch.zeros(mm.n_layers, d + 1, d, dtype=torch.double)
     for part in tqdm(ids.split(batch), desc='tuned', unit='batch'):
         with residuals(mm) as stream: mm.lm(input_ids=part, logits_to_keep=1, use_cache=False)

@@ -86,6 +86,7 @@ sources of pictures:
 SWEEP_EXAMPLES = """
 examples:
   mmneurons sweep --data gallery --out run --counts 0,10,50,200
+  mmneurons atlas run                  pages to browse what it found
   mmneurons sweep --data coco:coco --limit 32 --out trial    what will it cost?
   mmneurons sweep --data coco:coco --model limber-beit --pool 0 --out run
 

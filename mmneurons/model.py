@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MultimodalLM', 'ends_of', 'usable_device', 'tiny_model', 'FAMILIES', 'Family', 'NeuronLM', 'check_family',
-           'family_of', 'hold_neurons', 'hook_neurons', 'norm_gain', 'output_vectors', 'random_neurons', 'readout',
-           'tiny_lm', 'ENCODERS', 'Encoder', 'EncoderSpec', 'check_encoder', 'encoder_spec', 'PRESETS', 'ModelConfig',
-           'load_projection', 'save_projection', 'tiny_vlm']
+           'family_of', 'hold_neurons', 'hook_neurons', 'norm_gain', 'output_vectors', 'post_scale', 'random_neurons',
+           'readout', 'tiny_lm', 'ENCODERS', 'Encoder', 'EncoderSpec', 'check_encoder', 'encoder_spec', 'PRESETS',
+           'ModelConfig', 'load_projection', 'save_projection', 'tiny_vlm']
 
 # %% ../nbs/00_model.ipynb #ac3478d6
 import sys, tempfile
@@ -27,7 +27,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from .families import (FAMILIES, Family, NeuronLM, check_family, family_of, hold_neurons, hook_neurons, norm_gain,
-                                output_vectors, random_neurons, readout, tiny_lm)
+                                output_vectors, post_scale, random_neurons, readout, tiny_lm)
 from .encoders import ENCODERS, Encoder, EncoderSpec, check_encoder, encoder_spec
 from .pairs import (PRESETS, ModelConfig, check_projection, find_pair, load_lm, load_projection, plan, read_projection,
                              require_memory, save_projection, write_pair)
@@ -35,7 +35,7 @@ from .vlm import VlmEye, VlmReader, tiny_vlm
 
 # %% ../nbs/00_model.ipynb #902ba3cd
 _all_ = ['FAMILIES', 'Family', 'NeuronLM', 'check_family', 'family_of', 'hold_neurons', 'hook_neurons', 'norm_gain',
-         'output_vectors', 'random_neurons', 'readout', 'tiny_lm', 'ENCODERS', 'Encoder', 'EncoderSpec', 'check_encoder', 'encoder_spec',
+         'output_vectors', 'post_scale', 'random_neurons', 'readout', 'tiny_lm', 'ENCODERS', 'Encoder', 'EncoderSpec', 'check_encoder', 'encoder_spec',
          'PRESETS', 'ModelConfig', 'load_projection', 'save_projection', 'tiny_vlm']
 
 # %% ../nbs/00_model.ipynb #0ade7c2c
@@ -143,9 +143,10 @@ def usable_device(
     device:str|None=None, # default: a GPU if there is one
 ) -> torch.device:
     "The device that was asked for, or an error where there is none"
-    asked = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    try: asked = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    except RuntimeError: raise ValueError(f'there is no kind of device called {device!r}; use cpu, cuda or mps') from None
     there = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available())
-    if not there.get(asked.type, True): raise ValueError(f'there is no {asked.type!r} device on this machine; use device="cpu"')
+    if not there.get(asked.type, True): raise ValueError(f'there is no {asked.type!r} device on this machine; use cpu')
     return asked
 
 # %% ../nbs/00_model.ipynb #0716d970

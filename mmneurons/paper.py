@@ -106,8 +106,8 @@ def made(
 # %% ../nbs/06a_paper.ipynb #9e6a55b6
 PUBLISHED_1 = {('wrong picture', 'BERTScore'): .3627, ('neurons', 'BERTScore'): .3848, ('caption', 'BERTScore'): .5251,
                ('wrong picture', 'CLIPScore'): 21.74, ('neurons', 'CLIPScore'): 23.43, ('caption', 'CLIPScore'): 23.62}
-PUBLISHED_2 = {('random, embedding', 'BERTScore'): .3286, ('prompt', 'BERTScore'): .3291, ('caption', 'BERTScore'): .5251, ('nouns', 'BERTScore'): .4470,
-               ('random, embedding', 'CLIPScore'): 19.22, ('prompt', 'CLIPScore'): 19.17, ('caption', 'CLIPScore'): 23.62, ('nouns', 'CLIPScore'): 27.89}
+PUBLISHED_2 = {('random, norm', 'BERTScore'): .3286, ('prompt', 'BERTScore'): .3291, ('caption', 'BERTScore'): .5251, ('nouns', 'BERTScore'): .4470,
+               ('random, norm', 'CLIPScore'): 19.22, ('prompt', 'CLIPScore'): 19.17, ('caption', 'CLIPScore'): 23.62, ('nouns', 'CLIPScore'): 27.89}
 ARMS = {'Table 1': ['random neurons', 'wrong picture', 'neurons', 'caption'], 'Table 2': ['random, norm', 'random, embedding', 'prompt', 'caption', 'nouns']}
 
 # %% ../nbs/06a_paper.ipynb #b3f0c7f6
@@ -144,12 +144,12 @@ def figure_3(
     kind = next((m for m in ('CLIPScore', 'BERTScore', 'related') if m in set(found.measure)), 'CLIPScore')
     arms = {arm: part.value.dropna().to_numpy() for arm, part in found[found.measure == kind].groupby('arm')}
     fig, ax = plt.subplots(figsize=(6, 3), layout='constrained')
-    for arm in ('prompt', 'random, embedding', 'nouns'):
+    for arm in ('prompt', 'random, norm', 'nouns'):
         if len(arms.get(arm, ())): ax.hist(arms[arm], bins=20, alpha=.5, label=arm, density=True)
     ax.set(xlabel=kind, ylabel='density'); ax.spines[['top', 'right']].set_visible(False)
     if arms: ax.legend(frameon=False)
     rows = []
-    for other, published in {'random, embedding': 'D = .037, p > .5', 'nouns': 'D > .9, p < .001'}.items():
+    for other, published in {'random, norm': 'D = .037, p > .5', 'nouns': 'D > .9, p < .001'}.items():
         both = [arms.get(a, ()) for a in ('prompt', other)]
         d, p = ks(*both) if all(map(len, both)) else (np.nan, np.nan)
         rows.append({'prompts against': other, 'published': published, 'D': d, 'p': p, 'pictures': len(both[0])})
@@ -444,7 +444,7 @@ def cost(
     run, # folder of a run over some dozens of pictures, on the device that is meant
     pictures:int, # how many the larger one has
     devices:int=1, # that share them
-) -> pd.DataFrame: # task, seconds (a picture), hours, gigabytes
+) -> pd.DataFrame: # task, seconds (a picture; of decode: all), hours, gigabytes
     "What a larger run of the same kind will take, from what this one took"
     log = pd.concat([pd.read_csv(file) for file in sorted(Path(run).glob('log-*.csv'))])
     n, rows = len(read_table(run, 'images', ['image_id'])), []

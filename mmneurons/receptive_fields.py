@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['unit_activations', 'patch_activations', 'central_box', 'to_pixels', 'position_mean', 'reference', 'heatmap',
-           'Quantiles', 'field_thresholds', 'receptive_field', 'overlay', 'plot_neurons']
+           'Quantiles', 'field_thresholds', 'receptive_field', 'overlay', 'drawable', 'plot_neurons']
 
 # %% ../nbs/04_receptive_fields.ipynb #c1dfd96e
 from weakref import WeakKeyDictionary
 
 import matplotlib, matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 import torch.nn.functional as F
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from PIL import Image
 from tqdm import tqdm
 
@@ -177,6 +178,14 @@ def overlay(
     alpha = (.15 + (strength - .15)*heat)[..., None]
     return Image.fromarray((255*(grey*(1 - alpha) + colour*alpha)).astype(np.uint8))
 
+# %% ../nbs/04_receptive_fields.ipynb #7be2a90c
+def drawable(
+    text:str, # for example a token
+) -> str: # as long as `text`
+    "`text` with a dot for each character that the figures' font lacks"
+    font = get_font(findfont(FontProperties()))
+    return ''.join(c if c.isprintable() and font.get_char_index(ord(c)) else '·' for c in text)
+
 # %% ../nbs/04_receptive_fields.ipynb #92cfceb3
 def plot_neurons(
     image, # a PIL image
@@ -185,15 +194,19 @@ def plot_neurons(
     mask=None, # (height, width) bool, drawn as a contour
     n_words:int=3, # words under each picture
     top:float|None=.05, # share of the pixels inside the dashed line; None: no line
+    columns:int=3, # pictures in a row of the figure
 ):
     "The photograph and one overlay a neuron, with the neuron's words; a matplotlib figure"
-    fig, axes = plt.subplots(1, len(neurons) + 1, figsize=(2.1*(len(neurons) + 1), 2.7), layout='constrained')
+    columns = min(columns, len(neurons) + 1)
+    rows = -(-(len(neurons) + 1)//columns)
+    fig, axes = plt.subplots(rows, columns, figsize=(2.1*columns, 2.8*rows), layout='constrained', squeeze=False)
+    axes = axes.ravel()
     axes[0].imshow(image)
     for ax, n, h in zip(axes[1:], neurons.itertuples(), heat):
         ax.imshow(overlay(image, h))
         if top and np.ptp(h): ax.contour(h, [np.quantile(h, 1 - top)], colors='#56b4e9', linewidths=1.2, linestyles='dashed')
         if mask is not None: ax.contour(mask, [.5], colors='white', linewidths=1)
-        ax.set_title(f'L{n.layer}.u{n.unit}({"+" if n.sign > 0 else "−"})', fontsize=9)
-        ax.set_xlabel('\n'.join(n.words.split(', ')[:n_words]), fontsize=8)
+        ax.set_title(f'L{n.layer}.u{n.unit}({"+" if n.sign > 0 else "−"})', fontsize=10)
+        ax.set_xlabel('\n'.join(map(drawable, n.words.split(', ')[:n_words])), fontsize=9)
     for ax in axes: ax.set(xticks=[], yticks=[]); ax.spines[:].set_visible(False)
     return fig

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from .data import ImageError
 from .model import MultimodalLM
-from .receptive_fields import heatmap, overlay, patch_activations, reference, unit_activations
+from .receptive_fields import drawable, heatmap, overlay, patch_activations, reference, unit_activations
 
 # %% ../nbs/04b_selectivity.ipynb #902ba3cd
 def _opened(dataset, desc):
@@ -55,8 +55,8 @@ def plot_top_images(
         for ax, r in zip(row, group.itertuples()):
             image = dataset[r.image_id].image
             ax.imshow(overlay(image, heatmap(mm, image, group.head(1), baseline)[0]))
-        said = '\n' + '\n'.join(group.words.iloc[0].split(', ')[:3]) if 'words' in group else ''
-        row[0].set_ylabel(f'L{layer}.u{unit}({"+" if sign > 0 else "−"}){said}', fontsize=8)
+        said = '\n' + '\n'.join(map(drawable, group.words.iloc[0].split(', ')[:3])) if 'words' in group else ''
+        row[0].set_ylabel(f'L{layer}.u{unit}({"+" if sign > 0 else "−"}){said}', fontsize=10)
     for ax in axes.flat: ax.set(xticks=[], yticks=[]); ax.spines[:].set_visible(False)
     return fig
 
@@ -93,18 +93,21 @@ def selectivity(
     means:pd.DataFrame, # (neuron, class), from `class_means`
     own, # each neuron's class
 ) -> pd.DataFrame: # (class of the units, class of the pictures)
-    "The mean over each class's units of their activation, as a share of each unit's highest class"
-    highest = means.max(axis=1)
-    return means.div(highest.where(highest > 0), axis=0).groupby(np.asarray(own)).mean()
+    "The mean over each class's units of their activation (none, where it is negative), as a share of each unit's highest class"
+    active = means.clip(lower=0)
+    highest = active.max(axis=1)
+    return active.div(highest.where(highest > 0), axis=0).groupby(np.asarray(own)).mean()
 
 # %% ../nbs/04b_selectivity.ipynb #d435a6cd
 def plot_selectivity(
     table:pd.DataFrame, # class, layer, unit, sign, label, mean: one row a unit and class of pictures
 ):
-    "The matrix of selectivity as a heatmap; a matplotlib figure"
+    "The matrix of selectivity as a heatmap, each class's own pictures outlined; a matplotlib figure"
     wide = table.pivot(index=['class', 'layer', 'unit', 'sign'], columns='label', values='mean')
     matrix = selectivity(wide, wide.index.get_level_values('class'))
     fig, ax = plt.subplots(figsize=(.5*len(matrix.columns) + 1.6, .45*len(matrix) + 1), layout='constrained')
-    sns.heatmap(matrix.clip(lower=0), cmap='viridis', vmax=1, annot=True, fmt='.2f', annot_kws=dict(size=7), cbar_kws=dict(label='share of the highest class'), ax=ax)
+    sns.heatmap(matrix, cmap='viridis', vmin=0, vmax=1, annot=True, fmt='.2f', annot_kws=dict(size=9), cbar_kws=dict(label='share of the highest class'), ax=ax)
+    for row, name in enumerate(matrix.index):
+        if name in matrix: ax.add_patch(plt.Rectangle((matrix.columns.get_loc(name), row), 1, 1, fill=False, edgecolor='#d55e00', linewidth=2.5, clip_on=False))
     ax.set(xlabel='pictures of', ylabel='units of')
     return fig

@@ -119,6 +119,7 @@ def plot_steering(
     table:pd.DataFrame, # image_id, arm, how, strength and `column`
     column:str='turned', # what is drawn
     label:str='captions turned, %', # of the vertical axis
+    times:float=100, # what the values are multiplied by
     colours=('#9bb8e0', '#5f8fd0', '#1f4e9c', '#d1762c'), # one an arm; random ones are grey
 ):
     "A mean over pairs against the strength, one panel for each way of driving; a matplotlib figure"
@@ -130,7 +131,7 @@ def plot_steering(
         rest = iter(colours)
         for arm, group in part.groupby('arm', sort=False):
             colour = '#999999' if 'random' in arm else next(rest)
-            by = group.assign(value=100*pd.to_numeric(group[column])).dropna(subset='value').groupby('strength').value
+            by = group.assign(value=times*pd.to_numeric(group[column])).dropna(subset='value').groupby('strength').value
             bands = by.agg(bootstrap)
             ax.plot([at[s] for s in by.groups], by.mean(), marker='o', ms=4, color=colour, label=arm)
             ax.fill_between([at[s] for s in by.groups], bands.str[0], bands.str[1], color=colour, alpha=.2)

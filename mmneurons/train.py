@@ -519,7 +519,7 @@ def plot_log(
     ax.plot(log.samples, log.loss.rolling(max(1, len(log)//50), min_periods=1, center=True).mean(), color='#3b6fb6', label='their running mean')
     val = log.dropna(subset='val_loss')
     if len(val): ax.plot(val.samples, val.val_loss.astype(float), 'o', color='#c44e52', label='held out, all patches')
-    ax.set(xlabel='pictures seen', ylabel='caption loss, nats a token', ylim=(0, None)); ax.legend(frameon=False); ax.spines[['top', 'right']].set_visible(False)
+    ax.set(xlabel='pictures seen', ylabel='caption loss, nats a token', ylim=(0, None)); ax.legend(frameon=False, ncols=3, loc='lower left', bbox_to_anchor=(0, 1)); ax.spines[['top', 'right']].set_visible(False)
     return ax
 
 # %% ../nbs/01_train_projection.ipynb #511a418e

@@ -72,7 +72,7 @@ def join_parts(
     parts:list[Path], # pieces of one file, in order
     out:Path, # the file to write
 ) -> Path:
-    "Concatenate `parts` into `out`, with a progress bar in bytes"
+    "Concatenate the pieces, with a progress bar in bytes"
     with open(out, 'wb') as dst, tqdm(total=sum(p.stat().st_size for p in parts), unit='B', unit_scale=True,
                                       desc=f'joining {out.name}') as bar:
         for p in parts:

@@ -7,10 +7,12 @@ COLAB = 'https://colab.research.google.com'
 REPOSITORY = 'mmneurons/mmneurons'
 SETUP = f'''#| hide
 #| eval: false
-# On Colab, run this first: it fetches the chapters' data, installs the package, and names the GPU.
+# On Colab, run this first: it fetches the chapters' data, installs the package, leaves costly cells to you, and names the GPU.
 !test -d /content/mmneurons || git clone -q --depth 1 https://github.com/{REPOSITORY} /content/mmneurons
 %pip install -q '/content/mmneurons[dev]'
 %cd -q /content/mmneurons/nbs
+get_ipython().input_transformers_cleanup.append(lambda lines: ["print('left out: to run it, delete its line with slow, gpu or eval')"]
+    if {{'#| slow', '#| gpu', '#| eval: false'}} & {{line.strip() for line in lines[:3]}} else lines)
 !nvidia-smi -L || echo 'No GPU: the pocket model needs none; for more, choose Runtime > Change runtime type.\''''
 
 def top(name):

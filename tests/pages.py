@@ -40,7 +40,7 @@ def members(obj, name):
 def doc(obj, name, level):
     "`obj` documented under a heading of this `level`, by nbdev, which links to its source but not to the line"
     line = inspect.getsourcelines(inspect.unwrap(obj))[1]
-    return show_doc(obj, name=name, title_level=level)._repr_markdown_().replace('#LNone', f'#L{line}')
+    return show_doc(obj, name=name, title_level=level)._repr_markdown_().replace('#LNone', f'#L{line}').replace(':NoneType=None', '=None')
 
 def link(cell):
     "Link the symbols in prose and in documentation to their pages; nbdev would do so inside the code of signatures too"

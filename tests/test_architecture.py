@@ -7,7 +7,7 @@ from readme import readme
 ROOT = Path(__file__).resolve().parents[1]
 NBS = sorted(path for path in (ROOT/'nbs').rglob('*.ipynb')
              if not any(part[0] in '_.' for part in path.relative_to(ROOT/'nbs').parts))
-DIRECTIVES = re.compile(r'#\| (export|hide|eval: false|gpu|slow|echo: false|default_exp \w+)')
+DIRECTIVES = re.compile(r'#\| (export|hide|eval: false|gpu|slow|echo: false|fig-alt: ".+"|default_exp \w+)')
 SIDE_BY_SIDE = {'attribution', 'decoding', 'receptive_fields', 'ablation'}  # they hand each other tables, not functions
 INSTALL = "pip install -e '.[pocket]' && mmneurons look nbs/images/"
 TEST = "pip install -e '.[dev]' && python -m pytest"

@@ -119,9 +119,10 @@ def test_nothing_heavy_before_it_is_needed(tmp_path):
     assert done.returncode == 0 and len(done.stderr.splitlines()) == 2, done.stderr
 
 @pytest.mark.parametrize('args, status, said', [
-    (['--version'], 0, 'mmneurons 0.'), (['look', '--help'], 0, 'exit status:'), ([], 2, 'COMMAND'), (['look'], 2, 'PHOTO'),
+    (['--version'], 0, 'mmneurons 0.'), (['look', '--help'], 0, 'exit status:'), ([], 2, 'examples:'), (['look'], 2, 'PHOTO'), (['look', '--kk', '3', 'dog.jpg'], 2, 'usage: mmneurons look'),
     (['look', 'dog.jpg', '--k', '0'], 2, 'whole number'), (['look', 'dog.jpg', '--model', 'gpt-5'], 2, 'pocket'),
-    (['look', 'dog.jpg', '--projection', 'gone.safetensors'], 2, 'gone.safetensors'),
+    (['look', 'dog.jpg', '--projection', 'gone.safetensors'], 2, 'gone.safetensors'), (['look', 'dog.jpg', '--device', 'gpu'], 2, 'use cpu, cuda or mps'),
+    (['notebooks', 'dog.jpg'], 1, 'dog.jpg: there is a file of that name; name another folder'), (['sweep', '--data', '.', '--out', 'run'], 1, 'write folder:.'),
     (['train', '--data', 'corpus:nowhere', '--out', 'run'], 1, 'mmneurons corpus nowhere'),
     (['train', '--data', 'flickr:nowhere', '--out', 'run'], 1, 'begins with one of'), (['train', '--help'], 0, 'webdataset:PATTERN'),
     (['train', '--data', 'corpus:nowhere', '--out', 'run', '--keep', '2'], 1, 'keep=2.0; it lies between')], ids=lambda v: ' '.join(v) if isinstance(v, list) else None)

@@ -39,6 +39,7 @@ LOOK = '''() => {
   const width = document.documentElement.clientWidth
   const boxed = e => e && (getComputedStyle(e).overflowX != 'visible' || boxed(e.parentElement))
   return {ids: all('[id]', e => e.id), links: all('a[href]', e => e.getAttribute('href')),
+          mute: all('main img', e => (e.getAttribute('alt') || '').trim() ? '' : e.outerHTML.slice(0, 120)),
           broken: all('img', e => e.complete && e.naturalWidth ? '' : e.getAttribute('src')), text: document.body.innerText,
           scrolls: document.documentElement.scrollWidth <= width ? [] :
                    all('body *', e => e.getBoundingClientRect().right > width + 1 && !boxed(e.parentElement) ? e.outerHTML.slice(0, 120) : '')}}'''
@@ -53,6 +54,9 @@ def for_pandoc(nb):
         if cell['cell_type'] != 'code': continue
         for counted in cell, *cell['outputs']: counted['execution_count'] = 0       # pandoc's reader wants a number
         source = ''.join(cell['source'])
+        if described := re.search(r'(?m)^#\| fig-alt: "(.*)"\n', source):
+            source = source.replace(described[0], '')
+            for output in cell['outputs']: output['metadata'] = {kind: dict(alt=described[1]) for kind in ('image/png', 'image/jpeg')}
         if folded := re.match(r'#\| code-fold: true\n#\| code-summary: "(.*)"\n', source):
             cell.update(cell_type='markdown', source=f'<details><summary>{folded[1]}</summary><pre><code>{escape(source[folded.end():])}</code></pre></details>')
             del cell['execution_count'], cell['outputs']
@@ -115,6 +119,7 @@ def problems(name, seen, files, pages):
     "All that is wrong with the page `name` of the pages `seen`"
     page = seen[name]
     found = [f'missing image: {src[:200]}' for src in page['broken']]
+    found += [f'nothing describes the picture: {picture}' for picture in page['mute']]
     found += [f'dead link: {href}' for href in page['links'] if dead(href, name, seen, files, pages)]
     found += [f'console error: {error}' for error in page['errors']]
     found += [f'raw {text} in the text' for text in ('#|', 'Traceback (most recent call last)', '](http') if re.search(rf'(?m)^\s*{re.escape(text)}' if text == '#|' else re.escape(text), page['text'])]
@@ -142,8 +147,8 @@ def site(processed, browser):
 @pytest.mark.parametrize('chapter', CHAPTERS)
 def test_a_page_has_no_fault(site, chapter): assert not site[chapter], '\n'.join(site[chapter])
 
-GOOD = '<h1 id="here">Good</h1><p>A <a href="01_other.ipynb#there">link</a>, <a href="#here">another</a>.<img src="a.svg"></p>'
-FAULTS = [('missing image', '<img src="none.png">'), ('dead link', '<a href="none.ipynb">x</a>'),
+GOOD = '<h1 id="here">Good</h1><p>A <a href="01_other.ipynb#there">link</a>, <a href="#here">another</a>.<img src="a.svg" alt="A square"></p>'
+FAULTS = [('missing image', '<img src="none.png" alt="x">'), ('nothing describes', '<main><img src="a.svg"></main>'), ('dead link', '<a href="none.ipynb">x</a>'),
           ('dead link', '<a href="#nowhere">x</a>'), ('dead link', '<a href="01_other.ipynb#nowhere">x</a>'),
           ('dead link', f'<a href="{SITE}none.html#attribute">x</a>'),
           ('dead link', '<a href="https://github.com/mmneurons/mmneurons/blob/main/none.py#L1">x</a>'),

@@ -13,8 +13,11 @@ buttons.forEach(button => button.addEventListener('click', () => {
   told.textContent = `sorted by ${button.textContent}, ${head.getAttribute('aria-sort')}`
 }))
 
-find.addEventListener('input', () => {
+const narrow = () => {
   const wanted = find.value.toLowerCase()
-  rows.forEach(row => { row.hidden = !row.textContent.toLowerCase().includes(wanted) })
-  told.textContent = `${rows.filter(row => !row.hidden).length} neurons`
-})
+  rows.forEach(row => { row.hidden = !`${row.textContent} ${row.dataset.find}`.toLowerCase().includes(wanted) })
+  const left = rows.filter(row => !row.hidden).length
+  told.textContent = left === 1 ? '1 neuron' : `${left} neurons`
+}
+find.addEventListener('input', narrow)
+addEventListener('pageshow', () => find.value && narrow())   // back from a page, with the words still in the box
