@@ -3,7 +3,6 @@
     python benchmarks/attribution.py --model gptj12            a GPT-J of 12 layers, width 768, random weights, 200 positions
     python benchmarks/attribution.py --model pocket            the pocket model
     python benchmarks/attribution.py --memory 1000             memory over many pictures
-    python benchmarks/attribution.py --model pocket --rounding how many of float32's top hundred bfloat16 finds, and which of its roundings matter
     python benchmarks/attribution.py --model gptj6b            GPT-J-6B's shape, random weights, on a GPU: pictures a second, share of the matmul rate
 
 nnsight and transformer-lens (before 4) are measured where they are installed. Every way runs once unmeasured and then in turns with
@@ -12,14 +11,13 @@ are so large that each is taken from the system anew and given back after use, u
 MALLOC_TRIM_THRESHOLD_=17179869184 stands in the environment.
 """
 import argparse, gc, json, os, platform, statistics, sys, time
-from contextlib import contextmanager
 from functools import partial
 
 import pandas as pd, torch, transformers
 from transformers import AutoModelForCausalLM
 
 from mmneurons.attribution import METHODS, Target, _reduced, attribute, passes
-from mmneurons.data import bootstrap, gallery
+from mmneurons.data import gallery
 from mmneurons.model import ENCODERS, Encoder, ModelConfig, MultimodalLM, tiny_model
 
 SHAPES = dict(gptj12=dict(n_embd=768, n_layer=12, n_head=12, rotary_dim=64, n_positions=256, vocab_size=50400),
@@ -126,43 +124,6 @@ def memory(mm, n):
         if i + 1 in (12, n//2, n): seen[i + 1] = round(rss())
     return seen
 
-class Rounded(torch.autograd.Function):
-    "A tensor, its gradient, or both, as bfloat16 would hold them"
-    @staticmethod
-    def forward(ctx, x, there, back):
-        ctx.back = back
-        return x.bfloat16().float() if there else x.clone()
-    @staticmethod
-    def backward(ctx, g): return g.bfloat16().float() if ctx.back else g, None, None
-
-@contextmanager
-def rounded(mm, there, back):
-    "While open, what the linear layers of the blocks take and give is rounded, on the way there, on the way back, or on both"
-    layers = [m for b in mm.blocks for m in b.modules() if isinstance(m, torch.nn.Linear)]
-    handles = [h for m in layers for h in (m.register_forward_pre_hook(lambda m, args: (Rounded.apply(args[0], there, back),)),
-                                           m.register_forward_hook(lambda m, args, y: Rounded.apply(y, there, back)))]
-    try: yield
-    finally:
-        for h in handles: h.remove()
-
-def rounding(mm):
-    "For every gallery picture, how many of float32's top hundred are still there"
-    images, ids = [ex.image for ex in gallery()], gallery().image_ids
-    exact = list(attribute(mm, images))
-    targets, prompts = [Target(a.target, a.token_id, a.text_ids) for a in exact], mm.soft_prompt(images).detach()
-    def top():
-        out = {}
-        def each(layer, row, i, scores, acts): out[layer] = _reduced(scores, acts, 'max')[0]
-        for prompt, t in zip(prompts, targets):
-            passes(mm, prompt[None], [[t]], each)
-            yield set(torch.stack([out[l] for l in range(mm.n_layers)]).flatten().topk(100).indices.tolist())
-    reference, found = list(top()), {}
-    for way, there, back in (('rounded on the way there', True, False), ('on the way back', False, True), ('on both', True, True)):
-        with rounded(mm, there, back): found[way] = list(top())
-    mm.lm.to(torch.bfloat16)
-    found['bfloat16'] = list(top())
-    return pd.DataFrame({way: [len(a & b) for a, b in zip(reference, tops)] for way, tops in found.items()}, index=ids)
-
 def on_gpu(args):
     "GPT-J-6B's shape: pictures a second, and the share of the matrix products' own rate"
     mm = gptj('gptj6b', 'cuda', torch.bfloat16)
@@ -177,10 +138,6 @@ def main(args):
     if args.model == 'gptj6b': return print(json.dumps(on_gpu(args)))
     mm = MultimodalLM.from_pretrained('pocket', device='cpu') if args.model == 'pocket' else tiny_model(args.model[5:]) if args.model[:5] == 'tiny-' else gptj(args.model, 'cpu', torch.float32)
     if args.memory: return print(json.dumps(memory(mm, args.memory)))
-    if args.rounding:
-        agree = rounding(mm)
-        summary = pd.DataFrame({way: dict(zip(('mean', 'lo', 'hi'), bootstrap(n)), worst=n.min()) for way, n in agree.items()})
-        return print(pd.concat([agree, summary]).to_string(float_format='%.4g'))
     case = Case(mm)
     ways = {'bare': case.bare, 'ours': case.ours, 'ours, three targets': case.three, 'ours, eight pictures': case.eight, 'ours, eight pictures, one pass': case.eight_at_once, 'attribute()': case.call, 'attribute(), eight pictures': partial(case.call, 8), 'captum, list': case.captum_list, 'captum, loop': case.captum_loop}
     for name, more in (('nnsight', lambda: {'nnsight': case.nnsight}), ('TransformerLens', lambda: dict(zip(('TransformerLens', 'TransformerLens, frozen'), lens_case(case))))):
@@ -205,5 +162,5 @@ def main(args):
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--model', default='gptj12', help='gptj12, pocket, gptj6b (GPU), tiny-gptj, tiny-gemma3_text')
-    parser.add_argument('--repeats', type=int, default=7); parser.add_argument('--memory', type=int, default=0, metavar='PICTURES'); parser.add_argument('--rounding', action='store_true'); parser.add_argument('--out')
+    parser.add_argument('--repeats', type=int, default=7); parser.add_argument('--memory', type=int, default=0, metavar='PICTURES'); parser.add_argument('--out')
     main(parser.parse_args())
