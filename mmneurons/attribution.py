@@ -15,6 +15,7 @@ from functools import partial
 from html import escape
 from itertools import islice
 from pathlib import Path
+from typing import SupportsIndex
 
 import pandas as pd, torch
 from fastcore.basics import patch
@@ -84,7 +85,7 @@ def choose_target(
 ) -> Target:
     "The word to attribute and the step to attribute it at"
     text, notes = mm.tokenizer.decode(ids), []
-    if hasattr(word, '__index__'): word = int(word)                      # also of numpy or torch
+    if isinstance(word, SupportsIndex): word = int(word)                 # also of numpy or torch
     if isinstance(word, str) and not (word := word.strip()): raise ValueError('the target is an empty word')
     if isinstance(word, int) and word in ids: return Target(mm.tokenizer.decode([word]).strip(), word, ids[:ids.index(word)])
     if isinstance(word, str) and (step := token_at(mm, ids, word)) is not None: return Target(word, ids[step], ids[:step], whole(mm, ids, step, word))
@@ -93,7 +94,7 @@ def choose_target(
     if noun is None and (others := there(content_words(text))):
         noun = likeliest_word(mm, soft_prompt, ids, others)
         if word is None: notes.append(f'the caption {text.strip()!r} has no noun; its likeliest content word, {noun!r}, is attributed')
-    if word is None and noun: return Target(noun, ids[step := token_at(mm, ids, noun)], ids[:step], notes + whole(mm, ids, step, noun))
+    if word is None and noun and (step := token_at(mm, ids, noun)) is not None: return Target(noun, ids[step], ids[:step], notes + whole(mm, ids, step, noun))
     if word is None: raise ValueError(f'the caption {text.strip()!r} has no word to attribute; name one with target')
     step = token_at(mm, ids, noun) if noun else 0
     where = f'where the caption says {noun!r}' if noun else 'at the first step'
@@ -444,7 +445,7 @@ def _reduced(scores, acts, how):
 
 # %% ../nbs/02_attribution.ipynb #a17554a0
 def _chosen(mm, soft_prompt, ids, target, image_id):
-    "The words to attribute; an error names the picture"
+    "The words to attribute; of several pictures an error names the one"
     try: return choose_targets(mm, soft_prompt, ids, target)
     except ValueError as e: raise ValueError(f'{image_id}: {e}' if image_id else str(e)) from None
 
@@ -453,7 +454,7 @@ def _batch(mm, images, image_ids, captions, target, method, positions, reduce, f
     soft_prompt = mm.soft_prompt(list(images)).detach()                  # of a projection in training too
     said = [c if c is None else mm.tokenizer(f' {c.strip()}', add_special_tokens=False).input_ids if c.strip() else [] for c in captions]
     if None in said: said = [own if given is None else given for given, own in zip(said, mm.caption_ids(soft_prompt))]
-    targets = [_chosen(mm, soft_prompt[r:r + 1], ids, target, image_ids[r]) for r, ids in enumerate(said)]
+    targets = [_chosen(mm, soft_prompt[r:r + 1], ids, target, image_ids[r] if len(said) > 1 else '') for r, ids in enumerate(said)]
     out = {(r, i): {k: [None]*mm.n_layers for k in _TENSORS} for r, ts in enumerate(targets) for i in range(len(ts))}
     def each(layer, row, i, scores, acts):
         score, where, act = _reduced(scores, acts, reduce)

@@ -467,7 +467,9 @@ def main(
     with suppress(ValueError): signal.signal(signal.SIGINT, signal.SIG_DFL)
     if isinstance(sys.stdout, io.TextIOWrapper): sys.stdout.reconfigure(errors='replace')
     parser = make_parser(argv[0] if argv else '')
-    if not argv: return parser.print_help(sys.stderr) or 2
+    if not argv:
+        parser.print_help(sys.stderr)
+        return 2
     args, unknown = parser.parse_known_args(argv)
     if unknown: args.parser.error(f'unrecognized arguments: {" ".join(unknown)}')           # with the usage of the command, not of all
     try:
