@@ -24,7 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from .data import content_words, nouns
-from .model import MultimodalLM, hold_neurons, hook_neurons, norm_gain, output_vectors, post_scale
+from .model import MultimodalLM, hold_neurons, hook_neurons, output_vectors, post_scale, readout
 
 # %% ../nbs/02_attribution.ipynb #f1abd670
 def token_at(
@@ -94,9 +94,9 @@ def choose_target(
     if noun is None and (others := there(content_words(text))):
         noun = likeliest_word(mm, soft_prompt, ids, others)
         if word is None: notes.append(f'the caption {text.strip()!r} has no noun; its likeliest content word, {noun!r}, is attributed')
-    if word is None and noun and (step := token_at(mm, ids, noun)) is not None: return Target(noun, ids[step], ids[:step], notes + whole(mm, ids, step, noun))
+    step = token_at(mm, ids, noun) or 0 if noun else 0
+    if word is None and noun: return Target(noun, ids[step], ids[:step], notes + whole(mm, ids, step, noun))
     if word is None: raise ValueError(f'the caption {text.strip()!r} has no word to attribute; name one with target')
-    step = token_at(mm, ids, noun) if noun else 0
     where = f'where the caption says {noun!r}' if noun else 'at the first step'
     token = first_token(mm, word, notes)
     said = mm.tokenizer.decode([word]).strip() if isinstance(word, int) else word
@@ -367,20 +367,11 @@ def _integrated(mm, images, soft_prompt, targets, each, positions, steps=8, coun
     return logits
 
 # %% ../nbs/02_attribution.ipynb #8effee40
-def _said(mm, tokens):
-    "The direction that each token's logit reads, through the final norm's gain: (token, d_model)"
-    norm, head = mm.final_norm(), mm.lm.get_output_embeddings().weight
-    project = mm.family.project and getattr(mm.lm.get_decoder(), mm.family.project, None)
-    gain = norm_gain(mm, norm)
-    v, ones = (head[tokens] @ project.weight if project else head[tokens])*gain, torch.ones_like(gain)[None]
-    return v - v.mean(-1, keepdim=True) if torch.allclose(norm(ones), norm(-ones)) else v
-
 def _gradient_free(mm, images, soft_prompt, targets, each, positions):
     flat = [(row, i, places(mm, t, positions), t.token_id) for row, ts in enumerate(targets) for i, t in enumerate(ts)]
-    says = _said(mm, [token for *_, token in flat]).T
     def tap(layer, a):
-        direct = output_vectors(mm, layer) @ says
-        for n, (row, i, p, _) in enumerate(flat): each(layer, row, i, a[row, p]*post_scale(mm, layer, a[row, p])*direct[:, n], a[row, p])
+        says = readout(mm, output_vectors(mm, layer), [token for *_, token in flat]).to(a.device)
+        for n, (row, i, p, _) in enumerate(flat): each(layer, row, i, a[row, p]*post_scale(mm, layer, a[row, p])*says[:, n], a[row, p])
     with torch.no_grad(): return _forward(mm, soft_prompt, targets, tap)
 
 # %% ../nbs/02_attribution.ipynb #9109c85a

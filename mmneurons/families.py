@@ -220,7 +220,8 @@ def post_scale(
 def readout(
     mm, # a `MultimodalLM` or `NeuronLM`
     vectors, # (n, d_model), directions in the residual stream
-) -> torch.Tensor: # (n, vocab), logits up to a positive factor
+    tokens=slice(None), # of the vocabulary; all by default
+) -> torch.Tensor: # (n, token), logits up to a positive factor
     "What directions would say as the final state: this family's final norm and head, without what is the same for all tokens"
     norm, head, decoder = mm.final_norm(), mm.lm.get_output_embeddings(), mm.lm.get_decoder()
     gain, ones = norm_gain(mm, norm), torch.ones_like(vectors[:1])
@@ -228,7 +229,7 @@ def readout(
     if torch.allclose(norm(ones.to(gain)), norm(-ones.to(gain))): x = x - x.mean(-1, keepdim=True)
     x = x*gain
     project = mm.family.project and getattr(decoder, mm.family.project, None)
-    return (project(x) if project else x).to(head.weight.device) @ head.weight.T
+    return (project(x) if project else x).to(head.weight.device) @ head.weight[tokens].T
 
 # %% ../nbs/00_1_families.ipynb #cb4e5208
 def _error(got, want): return ((got - want).norm()/want.norm()).item()
