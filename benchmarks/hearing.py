@@ -5,6 +5,7 @@
 
 In place of `all`, one of its steps: train, naming, eye, ear, overlap, time. Stopped, train, eye and ear go on where they were.
 """
+
 import argparse
 from pathlib import Path
 
@@ -12,20 +13,47 @@ import numpy as np, pandas as pd, torch
 
 from mmneurons.attribution import attribute, top_neurons
 from mmneurons.data import corpus
-from mmneurons.hearing import WINDOW, article, best_units, course, ear, loud, placed, read_sound, shared, sounds, spectrogram, word_scores
+from mmneurons.studies.hearing import (
+    WINDOW,
+    article,
+    best_units,
+    course,
+    ear,
+    loud,
+    placed,
+    read_sound,
+    shared,
+    sounds,
+    spectrogram,
+    word_scores,
+)
 from mmneurons.model import MultimodalLM, random_neurons
-from mmneurons.overlap import roc_auc
+from mmneurons.overlaps import roc_auc
 from mmneurons.receptive_fields import position_mean
 from mmneurons.train import Features, TrainConfig, train_projection
 
-RECIPE = TrainConfig(steps=1000, batch_size=8, lr=2e-3, warmup=30, keep=.5, prompt='The sound of', feature_dropout=.1, vocab='captions', val_every=10**6,
-                     checkpoint_every=25)
+RECIPE = TrainConfig(
+    steps=1000,
+    batch_size=8,
+    lr=2e-3,
+    warmup=30,
+    keep=0.5,
+    prompt='The sound of',
+    feature_dropout=0.1,
+    vocab='captions',
+    val_every=10**6,
+    checkpoint_every=25,
+)
+
 
 def run_train(args, mm):
     "The projection of the ear, from the recordings of the training split"
     listener = ear(mm, False)
-    train = Features(listener, sounds(args.sounds, 'train', args.copies), Path(args.work)/'features')
+    train = Features(
+        listener, sounds(args.sounds, 'train', args.copies), Path(args.work) / 'features'
+    )
     train_projection(listener, train, RECIPE, args.work)
+
 
 def kept(file, make):
     "What `make()` gives, made once"
@@ -34,28 +62,38 @@ def kept(file, make):
         torch.save(make(), file)
     return torch.load(file)
 
+
 @torch.no_grad()
 def choices(mm, image, firsts):
     "Probabilities of the words, at the step behind the article"
-    soft, articles = mm.soft_prompt([image]), {w: mm.tokenizer(f' {w}', add_special_tokens=False).input_ids for w in ('a', 'an')}
+    soft, articles = (
+        mm.soft_prompt([image]),
+        {w: mm.tokenizer(f' {w}', add_special_tokens=False).input_ids for w in ('a', 'an')},
+    )
     start, out = mm(mm.embed(soft)).float().softmax(-1)[0], {}
     after = {w: mm(mm.embed(soft, ids)).float().softmax(-1)[0] for w, ids in articles.items()}
     for word, first in firsts.items():
         a = article(word).split()[0]
-        out[word] = (start[articles[a][0]]*after[a][first]).item()
-    return pd.Series(out)/sum(out.values())
+        out[word] = (start[articles[a][0]] * after[a][first]).item()
+    return pd.Series(out) / sum(out.values())
+
 
 def heard_features(listener, data, rows):
     "(row, d_image): the features of recordings, the mean over time"
     return torch.stack([listener.patches([data[int(i)].image])[0].float().mean(0) for i in rows])
 
+
 def nearest(train, labels, test):
     "The word whose mean training features are nearest, by cosine: what the encoder knows without a language model"
     mean, std = train.mean(0), train.std(0)
     words = sorted(set(labels))
-    centre = torch.stack([((train - mean)/std)[[l == w for l in labels]].mean(0) for w in words])
-    cosine = torch.nn.functional.normalize((test - mean)/std, dim=1) @ torch.nn.functional.normalize(centre, dim=1).T
+    centre = torch.stack([((train - mean) / std)[[l == w for l in labels]].mean(0) for w in words])
+    cosine = (
+        torch.nn.functional.normalize((test - mean) / std, dim=1)
+        @ torch.nn.functional.normalize(centre, dim=1).T
+    )
     return [words[i] for i in cosine.argmax(1).tolist()]
+
 
 def run_naming(args, mm):
     "What the model calls each recording, beside the encoder alone and silence: all test recordings, a third of the training's"
@@ -63,17 +101,39 @@ def run_naming(args, mm):
     train, test = sounds(args.sounds, 'train'), sounds(args.sounds, 'test')
     words = sorted({r['word'] for r in [*train.rows, *test.rows]})
     firsts = {w: mm.tokenizer(f' {w}', add_special_tokens=False).input_ids[0] for w in words}
-    silent = choices(listener, spectrogram(np.random.default_rng(0).standard_normal(WINDOW)*1e-3), firsts)
-    known, labels = heard_features(listener, train, range(len(train))), [r['word'] for r in train.rows]
-    for data, split, some in ((test, 'test', range(len(test))), (train, 'train', range(0, len(train), 3))):
+    silent = choices(
+        listener, spectrogram(np.random.default_rng(0).standard_normal(WINDOW) * 1e-3), firsts
+    )
+    known, labels = (
+        heard_features(listener, train, range(len(train))),
+        [r['word'] for r in train.rows],
+    )
+    for data, split, some in (
+        (test, 'test', range(len(test))),
+        (train, 'train', range(0, len(train), 3)),
+    ):
         near = nearest(known, labels, heard_features(listener, data, some))
         for i, alone in zip(some, near):
             ex = data[i]
             p, word = choices(listener, ex.image, firsts), ex.nouns[0]
-            rows.append(dict(image_id=ex.image_id, split=split, package=data.rows[i]['package'], word=word, said=p.idxmax(), p=p[word],
-                             rank=int((p > p[word]).sum()) + 1, noise=silent.idxmax(), nearest=alone))
+            rows.append(
+                dict(
+                    image_id=ex.image_id,
+                    split=split,
+                    package=data.rows[i]['package'],
+                    word=word,
+                    said=p.idxmax(),
+                    p=p[word],
+                    rank=int((p > p[word]).sum()) + 1,
+                    noise=silent.idxmax(),
+                    nearest=alone,
+                )
+            )
             print(rows[-1], flush=True)
-    pd.DataFrame(rows).to_csv(Path(args.out)/'hearing-naming.csv', index=False, float_format='%.4g')
+    pd.DataFrame(rows).to_csv(
+        Path(args.out) / 'hearing-naming.csv', index=False, float_format='%.4g'
+    )
+
 
 def pictures_of(args, word, n):
     "Pictures of a thing, held-out ones first"
@@ -84,63 +144,111 @@ def pictures_of(args, word, n):
     rows = [rows[i] for i in rng.permutation(len(rows))]
     return [data.load(r) for r in sorted(rows, key=lambda r: order.get(r['split'], 0))[:n]]
 
+
 def run_eye(args, mm):
     "The scores of each word by eye"
     for word in sorted({r['word'] for r in sounds(args.sounds, 'test').rows}):
-        kept(Path(args.work)/'eye'/f'{word}.pt', lambda: word_scores(mm, [ex.image for ex in pictures_of(args, word, args.n)], word).half())
+        kept(
+            Path(args.work) / 'eye' / f'{word}.pt',
+            lambda: word_scores(
+                mm, [ex.image for ex in pictures_of(args, word, args.n)], word
+            ).half(),
+        )
         print(word, flush=True)
+
 
 def run_ear(args, mm):
     "The scores of each word by ear: of its own held-out sounds, of those that were trained on, and, as a control, of held-out sounds of other things"
-    listener, data, train = ear(mm, args.projection), sounds(args.sounds, 'test'), sounds(args.sounds, 'train')
+    listener, data, train = (
+        ear(mm, args.projection),
+        sounds(args.sounds, 'test'),
+        sounds(args.sounds, 'train'),
+    )
     rng, words = np.random.default_rng(0), sorted({r['word'] for r in data.rows})
     for word in words:
-        own, known = ([d[i].image for i, r in enumerate(d.rows) if r['word'] == word][:args.n] for d in (data, train))
-        others = rng.permutation([i for i, r in enumerate(data.rows) if r['word'] != word])[:len(own)]
-        kept(Path(args.work)/'ear'/f'{word}.pt', lambda: word_scores(listener, own, word).half())
-        kept(Path(args.work)/'trained'/f'{word}.pt', lambda: word_scores(listener, known, word).half())
-        kept(Path(args.work)/'other'/f'{word}.pt', lambda: word_scores(listener, [data[int(i)].image for i in others], word).half())
+        own, known = (
+            [d[i].image for i, r in enumerate(d.rows) if r['word'] == word][: args.n]
+            for d in (data, train)
+        )
+        others = rng.permutation([i for i, r in enumerate(data.rows) if r['word'] != word])[
+            : len(own)
+        ]
+        kept(
+            Path(args.work) / 'ear' / f'{word}.pt', lambda: word_scores(listener, own, word).half()
+        )
+        kept(
+            Path(args.work) / 'trained' / f'{word}.pt',
+            lambda: word_scores(listener, known, word).half(),
+        )
+        kept(
+            Path(args.work) / 'other' / f'{word}.pt',
+            lambda: word_scores(listener, [data[int(i)].image for i in others], word).half(),
+        )
         print(word, flush=True)
+
 
 def run_overlap(args, mm):
     "The table of shared units, from what `eye` and `ear` left"
-    load = lambda arm: {f.stem: torch.load(f).float() for f in sorted((Path(args.work)/arm).glob('*.pt'))}
+    load = lambda arm: {
+        f.stem: torch.load(f).float() for f in sorted((Path(args.work) / arm).glob('*.pt'))
+    }
     seen, rows = load('eye'), []
     n_units = next(iter(seen.values())).shape[1]
     for k in (25, 100):
         for specific in (True, False):
             eye = best_units(seen, k, specific)
-            for arm, name in dict(ear='own sounds', trained='trained sounds', other='other sounds').items():
+            for arm, name in dict(
+                ear='own sounds', trained='trained sounds', other='other sounds'
+            ).items():
                 heard = best_units(load(arm), k, specific)
                 rows.append(shared(heard, eye, n_units).assign(arm=name, k=k, specific=specific))
-    pd.concat(rows).to_csv(Path(args.out)/'hearing-overlap.csv', index=False, float_format='%.4g')
+    pd.concat(rows).to_csv(Path(args.out) / 'hearing-overlap.csv', index=False, float_format='%.4g')
+
 
 def run_time(args, mm):
     "Are a sound's units active while it sounds? Chosen with the sound early in the window, measured with the sound late in it"
     listener, data, rows = ear(mm, args.projection), sounds(args.sounds, 'test'), []
     train = sounds(args.sounds, 'train', 1)
-    some = np.random.default_rng(0).permutation(range(len(train)//2, len(train)))[:40]         # augmented: anywhere in the window
+    some = np.random.default_rng(0).permutation(range(len(train) // 2, len(train)))[
+        :40
+    ]  # augmented: anywhere in the window
     usual = position_mean(listener, [train[int(i)].image for i in some])
     for row in data.rows:
-        samples = read_sound(Path(args.sounds)/row['file'])
+        samples = read_sound(Path(args.sounds) / row['file'])
         early, late = placed(samples, 0), placed(samples, 1)
         truth = loud(late)
-        if len(samples) > WINDOW or truth.mean() > .5: continue
-        top = top_neurons(attribute(listener, spectrogram(early), row['word'], caption=article(row['word'])), 100)
+        if len(samples) > WINDOW or truth.mean() > 0.5:
+            continue
+        top = top_neurons(
+            attribute(listener, spectrogram(early), row['word'], caption=article(row['word'])), 100
+        )
         for arm, units in dict(top=top, random=random_neurons(top, listener.n_units)).items():
             heat = course(listener, spectrogram(late), units, usual)
-            rows.append(dict(image_id=row['image_id'], word=row['word'], arm=arm, loud=truth.mean(), auc=roc_auc(heat.numpy()[:, None], truth[None]).mean()))
+            rows.append(
+                dict(
+                    image_id=row['image_id'],
+                    word=row['word'],
+                    arm=arm,
+                    loud=truth.mean(),
+                    auc=roc_auc(heat.numpy()[:, None], truth[None]).mean(),
+                )
+            )
         print(rows[-2:], flush=True)
-    pd.DataFrame(rows).to_csv(Path(args.out)/'hearing-time.csv', index=False, float_format='%.4g')
+    pd.DataFrame(rows).to_csv(Path(args.out) / 'hearing-time.csv', index=False, float_format='%.4g')
+
 
 def run_all(args, mm):
     "Everything"
     run_train(args, mm)
-    args.projection = Path(args.work)/'projection.safetensors'
-    for step in (run_naming, run_eye, run_ear, run_overlap, run_time): step(args, mm)
+    args.projection = Path(args.work) / 'projection.safetensors'
+    for step in (run_naming, run_eye, run_ear, run_overlap, run_time):
+        step(args, mm)
+
 
 if __name__ == '__main__':
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument('what', choices=[k[4:] for k in globals() if k.startswith('run_')])
     p.add_argument('--sounds', default='data/sounds')
     p.add_argument('--corpus', default='data/corpus')

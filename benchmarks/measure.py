@@ -18,6 +18,7 @@
 
 The tables go to nbs/data (--out); --model pocket-smollm2 measures the second pair of models.
 """
+
 import argparse, csv, re
 from collections import Counter
 from dataclasses import replace
@@ -29,84 +30,123 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from mmneurons.ablation import ablation_curve, against_original, mean_activations, paper_arms, paper_ks
-from mmneurons.agreement import best_of, bert_scores, load_bert, minilm
+from mmneurons.ablation import (
+    ablation_curve,
+    against_original,
+    mean_activations,
+    paper_arms,
+    paper_ks,
+)
+from mmneurons.studies.agreement import best_of, bert_scores, load_bert, minilm
 from mmneurons.attribution import Attribution, Target, attribute, token_at, top_neurons
-from mmneurons.beyond import RANKINGS, common_units, dissociation, form_shares, label_test, own_text_auc, same_and_other, specific_units, text_activations, words_in, written_word
+from mmneurons.studies.beyond import (
+    RANKINGS,
+    common_units,
+    dissociation,
+    form_shares,
+    label_test,
+    own_text_auc,
+    same_and_other,
+    specific_units,
+    text_activations,
+    words_in,
+    written_word,
+)
 from mmneurons.data import Example, bootstrap, corpus, first_noun, gallery, open_image, same_noun
 from mmneurons.decoding import decode, decode_all, decode_prompt, matched, random_vectors, words
-from mmneurons.fidelity import GUESSES, fidelity, patch_effects, rank_correlations, sampled
-from mmneurons.lenses import jacobian_lens, load_lens, own_text, save_lens, tuned_lens
+from mmneurons.studies.fidelity import GUESSES, fidelity, patch_effects, rank_correlations, sampled
+from mmneurons.studies.lenses import jacobian_lens, load_lens, own_text, save_lens, tuned_lens
 from mmneurons.model import MultimodalLM, hook_neurons, random_neurons
-from mmneurons.overlap import control_maps, overlap, roc_auc
+from mmneurons.overlaps import control_maps, overlap, roc_auc
 from mmneurons.receptive_fields import patch_activations, position_mean, to_pixels, unit_activations
-from mmneurons.selectivity import class_means, class_units
-from mmneurons.steering import steering_curve, transplant_curve
+from mmneurons.studies.selectivity import class_means, class_units
+from mmneurons.studies.steering import steering_curve, transplant_curve
 from mmneurons.train import init_projection
 from mmneurons.wordnet import kind_of, names_match, related_words
 
 ROOT = Path(__file__).resolve().parents[1]
 
+
 def drawn(data, n):
     "The rows of `n` pictures, in a fixed random order"
     return np.random.default_rng(0).permutation(len(data))[:n].tolist()
 
+
 def held_out(args, split='val'):
     "Pictures of the corpus that were not trained on"
     rest = corpus(args.corpus, split) if args.corpus else []
-    for i in drawn(rest, args.n): yield rest[i]
+    for i in drawn(rest, args.n):
+        yield rest[i]
+
 
 def pictures(args):
     "The gallery, then held-out pictures"
     yield from gallery()
-    for split in args.split: yield from held_out(args, split)
+    for split in args.split:
+        yield from held_out(args, split)
+
 
 def append(rows, file):
     "Add rows to a table"
     rows.to_csv(file, mode='a', header=not file.exists(), index=False, float_format='%.4g')
 
+
 def resumed(args, name, measure, folder=None, examples=None):
     "`measure(example)` → a table, for each picture that the file does not hold yet; all of them in the end"
-    file = Path(folder or args.out)/f'{name}.csv'
+    file = Path(folder or args.out) / f'{name}.csv'
     file.parent.mkdir(parents=True, exist_ok=True)
     done, left = set(pd.read_csv(file).image_id) if file.exists() else set(), args.limit
     for ex in pictures(args) if examples is None else examples:
-        if ex.image_id in done or not left: continue
-        try: table = measure(ex)
-        except ValueError as e: print(ex.image_id, e); continue
+        if ex.image_id in done or not left:
+            continue
+        try:
+            table = measure(ex)
+        except ValueError as e:
+            print(ex.image_id, e)
+            continue
         left -= 1
         append(table, file)
         print(ex.image_id, flush=True)
     return pd.read_csv(file)
 
+
 def run_fidelity(args, mm):
     def measure(ex):
         table = fidelity(mm, ex.image, ex.image_id, args.top, args.random, args.every)
-        units = Path(args.out)/'fidelity-units.csv'
-        if ex.image_id == 'horse' and not units.exists(): table.to_csv(units, index=False, float_format='%.4g')
+        units = Path(args.out) / 'fidelity-units.csv'
+        if ex.image_id == 'horse' and not units.exists():
+            table.to_csv(units, index=False, float_format='%.4g')
         return rank_correlations(table)
+
     resumed(args, 'fidelity', measure)
+
 
 def readable(args, mm):
     "Every unit of the model with its words, decoded once: layer, unit, sign, interpretable, words"
-    file = Path(args.work)/f'{args.model}.parquet'
+    file = Path(args.work) / f'{args.model}.parquet'
     file.parent.mkdir(parents=True, exist_ok=True)
-    if not file.exists(): decode_all(mm, file, chunk=128)
+    if not file.exists():
+        decode_all(mm, file, chunk=128)
     return words(pd.read_parquet(file))
+
 
 def named_right(mm, ex):
     "The model's caption, if its first noun is a name of the thing"
     said = mm.caption(ex.image)
-    if not names_match(first_noun(said) or '', ex.nouns[0]): raise ValueError(f'is called {said!r}')
+    if not names_match(first_noun(said) or '', ex.nouns[0]):
+        raise ValueError(f'is called {said!r}')
     return said
+
 
 def fits_of(table, noun):
     "For each row of a table of neurons: has one of its words to do with `noun`?"
     return table.words.map(lambda w: bool(related_words(w, noun))).to_numpy()
 
+
 def strata(pool, noun):
     "The share of the interpretable units of each layer and sign whose words fit `noun`: what a random draw would give"
     return pool.assign(fits=fits_of(pool, noun)).groupby(['layer', 'sign']).fits.mean()
+
 
 def summary(raw, by):
     "Mean shares over pictures with their intervals"
@@ -114,115 +154,293 @@ def summary(raw, by):
     for key, part in raw.groupby(by, sort=False):
         for arm in ('top', 'random'):
             lo, hi = bootstrap(part[arm])
-            rows.append(dict(zip(by, key), arm=arm, pictures=part.image_id.nunique(), share=part[arm].mean(), lo=lo, hi=hi))
+            rows.append(
+                dict(
+                    zip(by, key),
+                    arm=arm,
+                    pictures=part.image_id.nunique(),
+                    share=part[arm].mean(),
+                    lo=lo,
+                    hi=hi,
+                )
+            )
     return pd.DataFrame(rows)
+
 
 def run_patches(args, mm):
     "Per picture: what silencing a neuron at the patch of its maximum does, beside the maximum"
+
     def measure(ex):
         a = attribute(mm, ex.image)
         units = sampled(mm, top_neurons(a, args.top), args.random, args.every)
         at = torch.tensor(units.layer.to_numpy()), torch.tensor(units.unit.to_numpy())
-        exact = patch_effects(mm, mm.soft_prompt([ex.image]), Target(a.target, a.token_id, a.text_ids), units.assign(patch=a.patch[at].numpy()))
-        return rank_correlations(units.assign(image_id=ex.image_id, exact=exact.numpy(), **{'eq. 2, maximum': a.scores[at].numpy()}))
+        exact = patch_effects(
+            mm,
+            mm.soft_prompt([ex.image]),
+            Target(a.target, a.token_id, a.text_ids),
+            units.assign(patch=a.patch[at].numpy()),
+        )
+        return rank_correlations(
+            units.assign(
+                image_id=ex.image_id,
+                exact=exact.numpy(),
+                **{'eq. 2, maximum': a.scores[at].numpy()},
+            )
+        )
+
     resumed(args, 'fidelity-patches', measure)
+
 
 def run_where(args, mm):
     "Per picture that is named right, kind of position and layer: do the words of its 20 best interpretable units fit?"
     pool = readable(args, mm).query('interpretable')
+
     def measure(ex):
-        a, acts = attribute(mm, ex.image, caption=named_right(mm, ex), positions='all', full=True), [None]*mm.n_layers
-        with torch.no_grad(), hook_neurons(mm, lambda l, z: acts.__setitem__(l, z[0].T)): mm(mm.embed(mm.soft_prompt([ex.image]), a.text_ids))
+        a, acts = (
+            attribute(mm, ex.image, caption=named_right(mm, ex), positions='all', full=True),
+            [None] * mm.n_layers,
+        )
+        with torch.no_grad(), hook_neurons(mm, lambda l, z: acts.__setitem__(l, z[0].T)):
+            mm(mm.embed(mm.soft_prompt([ex.image]), a.text_ids))
         acts = torch.stack(acts)
-        base, start, end, rows = strata(pool, ex.nouns[0]), mm.image_positions.start, mm.image_positions.stop, []
-        for kind, at in dict(image=slice(start, end), text=slice(end, -1), predicting=slice(-1, None)).items():
+        base, start, end, rows = (
+            strata(pool, ex.nouns[0]),
+            mm.image_positions.start,
+            mm.image_positions.stop,
+            [],
+        )
+        for kind, at in dict(
+            image=slice(start, end), text=slice(end, -1), predicting=slice(-1, None)
+        ).items():
             best, where = a.full[..., at].max(-1)
             sign = acts[..., at].gather(-1, where[..., None])[..., 0].sign()
             layer, unit = torch.meshgrid(*map(torch.arange, best.shape), indexing='ij')
-            part = pd.DataFrame(dict(layer=layer.flatten(), unit=unit.flatten(), sign=sign.flatten().int(), score=best.flatten()))
-            top = pool.merge(part, on=['layer', 'unit', 'sign']).sort_values('score', ascending=False)
+            part = pd.DataFrame(
+                dict(
+                    layer=layer.flatten(),
+                    unit=unit.flatten(),
+                    sign=sign.flatten().int(),
+                    score=best.flatten(),
+                )
+            )
+            top = pool.merge(part, on=['layer', 'unit', 'sign']).sort_values(
+                'score', ascending=False
+            )
             top = top[top.score > 0].groupby('layer').head(args.top_layer)
-            top['fits'], top['base'] = fits_of(top, ex.nouns[0]), [base.get((l, s), 0) for l, s in zip(top.layer, top.sign)]
-            for layer, g in top.groupby('layer'): rows.append(dict(image_id=ex.image_id, positions=kind, layer=layer, n=len(g), top=g.fits.mean(), random=g.base.mean()))
+            top['fits'], top['base'] = (
+                fits_of(top, ex.nouns[0]),
+                [base.get((l, s), 0) for l, s in zip(top.layer, top.sign)],
+            )
+            for layer, g in top.groupby('layer'):
+                rows.append(
+                    dict(
+                        image_id=ex.image_id,
+                        positions=kind,
+                        layer=layer,
+                        n=len(g),
+                        top=g.fits.mean(),
+                        random=g.base.mean(),
+                    )
+                )
         return pd.DataFrame(rows)
+
     raw = resumed(args, f'where-{args.model}', measure, args.work)
-    summary(raw, ['positions', 'layer']).to_csv(Path(args.out)/f'where-{args.model}.csv', index=False, float_format='%.4g')
+    summary(raw, ['positions', 'layer']).to_csv(
+        Path(args.out) / f'where-{args.model}.csv', index=False, float_format='%.4g'
+    )
+
 
 def run_lenses(args, mm):
     "The same at the image, for each lens, over all of the 20 best units of a layer, readable or not, against 60 random ones"
-    ready, lenses = {ex.image_id: ex.image for ex, _ in zip(held_out(args), range(40))}, dict(logit=None)
-    for name, make in dict(tuned=lambda: tuned_lens(mm, own_text(mm, 48, 128)), jacobian=lambda: jacobian_lens(mm, list(ready.values()))).items():
-        file = Path(args.work)/f'{args.model}-{name}.safetensors'
-        if not file.exists(): save_lens(make(), file)
+    ready, lenses = (
+        {ex.image_id: ex.image for ex, _ in zip(held_out(args), range(40))},
+        dict(logit=None),
+    )
+    for name, make in dict(
+        tuned=lambda: tuned_lens(mm, own_text(mm, 48, 128)),
+        jacobian=lambda: jacobian_lens(mm, list(ready.values())),
+    ).items():
+        file = Path(args.work) / f'{args.model}-{name}.safetensors'
+        if not file.exists():
+            save_lens(make(), file)
         lenses[name] = load_lens(file)
     rng = np.random.default_rng(0)
-    some = pd.DataFrame([(l, u, s) for l in range(mm.n_layers) for u in rng.permutation(mm.n_units)[:60] for s in (1, -1)], columns=['layer', 'unit', 'sign'])
+    some = pd.DataFrame(
+        [
+            (l, u, s)
+            for l in range(mm.n_layers)
+            for u in rng.permutation(mm.n_units)[:60]
+            for s in (1, -1)
+        ],
+        columns=['layer', 'unit', 'sign'],
+    )
     drawn = {name: words(decode(mm, some, lens=lens)) for name, lens in lenses.items()}
+
     def measure(ex):
-        if ex.image_id in ready: raise ValueError('the Jacobian lens was made from it')
+        if ex.image_id in ready:
+            raise ValueError('the Jacobian lens was made from it')
         a = attribute(mm, ex.image, caption=named_right(mm, ex))
         best = a.scores.topk(args.top_layer).indices
-        top = pd.DataFrame([(l, u, 1 if a.activation[l, u] >= 0 else -1) for l in range(mm.n_layers - 1) for u in best[l].tolist()], columns=['layer', 'unit', 'sign'])
+        top = pd.DataFrame(
+            [
+                (l, u, 1 if a.activation[l, u] >= 0 else -1)
+                for l in range(mm.n_layers - 1)
+                for u in best[l].tolist()
+            ],
+            columns=['layer', 'unit', 'sign'],
+        )
         rows = []
         for name, lens in lenses.items():
-            share = {arm: t.assign(fits=fits_of(t, ex.nouns[0])).groupby('layer').fits.mean() for arm, t in (('top', words(decode(mm, top, lens=lens))), ('random', drawn[name]))}
-            rows += [dict(image_id=ex.image_id, lens=name, layer=l, top=share['top'][l], random=share['random'][l]) for l in share['top'].index]
+            share = {
+                arm: t.assign(fits=fits_of(t, ex.nouns[0])).groupby('layer').fits.mean()
+                for arm, t in (('top', words(decode(mm, top, lens=lens))), ('random', drawn[name]))
+            }
+            rows += [
+                dict(
+                    image_id=ex.image_id,
+                    lens=name,
+                    layer=l,
+                    top=share['top'][l],
+                    random=share['random'][l],
+                )
+                for l in share['top'].index
+            ]
         return pd.DataFrame(rows)
+
     raw = resumed(args, f'lenses-{args.model}', measure, args.work)
-    summary(raw, ['lens', 'layer']).to_csv(Path(args.out)/f'lenses-{args.model}.csv', index=False, float_format='%.4g')
+    summary(raw, ['lens', 'layer']).to_csv(
+        Path(args.out) / f'lenses-{args.model}.csv', index=False, float_format='%.4g'
+    )
+
 
 def run_agreement(args, mm):
     "Tables 1 and 2: per picture the best of the interpretable top 100 against baselines; the soft prompt's nearest tokens against random ones"
     pool, bert = readable(args, mm).query('interpretable'), load_bert(minilm())
     examples = list(pictures(args))
-    def captions(ex): return list(ex.captions)
+
+    def captions(ex):
+        return list(ex.captions)
+
     def scores(table, ex, own=True):
-        return dict(bert=best_of(table.words, lambda texts: bert_scores(bert, texts, [captions(ex)]*len(texts))), fits=float(fits_of(table, ex.nouns[0]).any()) if len(table) else np.nan,
-                    share=fits_of(table, ex.nouns[0]).mean() if len(table) else np.nan, n=len(table))
-    def text_scores(texts, ex): return dict(bert=bert_scores(bert, texts, [captions(ex)]*len(texts)).mean(), fits=np.mean([bool(related_words(re.findall(r'\w+', t), ex.nouns[0])) for t in texts]))
+        return dict(
+            bert=best_of(
+                table.words, lambda texts: bert_scores(bert, texts, [captions(ex)] * len(texts))
+            ),
+            fits=float(fits_of(table, ex.nouns[0]).any()) if len(table) else np.nan,
+            share=fits_of(table, ex.nouns[0]).mean() if len(table) else np.nan,
+            n=len(table),
+        )
+
+    def text_scores(texts, ex):
+        return dict(
+            bert=bert_scores(bert, texts, [captions(ex)] * len(texts)).mean(),
+            fits=np.mean([bool(related_words(re.findall(r'\w+', t), ex.nouns[0])) for t in texts]),
+        )
+
     def measure(ex):
         a = attribute(mm, ex.image, image_id=ex.image_id)
         top = top_neurons(a, 100).merge(pool, on=['layer', 'unit', 'sign'])
         i = [e.image_id for e in examples].index(ex.image_id)
-        other = next(e for e in examples[i + 1:] + examples[:i] if not related_words([e.nouns[0]], ex.nouns[0]))
+        other = next(
+            e
+            for e in examples[i + 1 :] + examples[:i]
+            if not related_words([e.nouns[0]], ex.nouns[0])
+        )
         vectors = mm.soft_prompt([ex.image])[0]
-        near = {k: decode_prompt(mm, v).groupby('vector').token.agg(lambda t: ' '.join(x.strip() for x in t)).tolist()
-                for k, v in dict(prompt=vectors, **{f'random, {like}': random_vectors(mm, vectors, like, i) for like in ('norm', 'embedding')}).items()}
-        rows = [dict(table=1, arm='neurons', **scores(top, ex)), dict(table=1, arm='wrong picture', **scores(top, other)), dict(table=1, arm='random neurons', **scores(matched(pool, top, i), ex)),
-                dict(table=1, arm="model's caption", bert=bert_scores(bert, [a.caption], [captions(ex)])[0], fits=float(bool(related_words(re.findall(r'\w+', a.caption), ex.nouns[0]))))]
+        near = {
+            k: decode_prompt(mm, v)
+            .groupby('vector')
+            .token.agg(lambda t: ' '.join(x.strip() for x in t))
+            .tolist()
+            for k, v in dict(
+                prompt=vectors,
+                **{
+                    f'random, {like}': random_vectors(mm, vectors, like, i)
+                    for like in ('norm', 'embedding')
+                },
+            ).items()
+        }
+        rows = [
+            dict(table=1, arm='neurons', **scores(top, ex)),
+            dict(table=1, arm='wrong picture', **scores(top, other)),
+            dict(table=1, arm='random neurons', **scores(matched(pool, top, i), ex)),
+            dict(
+                table=1,
+                arm="model's caption",
+                bert=bert_scores(bert, [a.caption], [captions(ex)])[0],
+                fits=float(bool(related_words(re.findall(r'\w+', a.caption), ex.nouns[0]))),
+            ),
+        ]
         rows += [dict(table=2, arm=k, **text_scores(texts, ex)) for k, texts in near.items()]
         rows += [dict(table=2, arm="picture's nouns", **text_scores([' '.join(ex.nouns)], ex))]
         return pd.DataFrame(rows).assign(image_id=ex.image_id, target=a.target)
+
     raw = resumed(args, f'agreement-{args.model}', measure, args.work)
-    raw.drop(columns='target').to_csv(Path(args.out)/f'agreement-{args.model}.csv', index=False, float_format='%.3g')
+    raw.drop(columns='target').to_csv(
+        Path(args.out) / f'agreement-{args.model}.csv', index=False, float_format='%.3g'
+    )
+
 
 def run_layers(args, mm):
     "Fig. S.4: different units among the top 100 of all pictures, by layer, all and interpretable; and those that see most"
     table, key = readable(args, mm), ['layer', 'unit', 'sign']
+
     def measure(ex):
         top = top_neurons(attribute(mm, ex.image, image_id=ex.image_id), 100).merge(table, on=key)
-        return top.assign(noun=ex.nouns[0], fits=fits_of(top, ex.nouns[0]))[['image_id', 'noun', *key, 'interpretable', 'fits', 'words']]
+        return top.assign(noun=ex.nouns[0], fits=fits_of(top, ex.nouns[0]))[
+            ['image_id', 'noun', *key, 'interpretable', 'fits', 'words']
+        ]
+
     raw = resumed(args, f'layers-{args.model}', measure, args.work)
-    different = raw.drop_duplicates(key).groupby('layer').interpretable.agg(units='size', interpretable='sum')
+    different = (
+        raw.drop_duplicates(key)
+        .groupby('layer')
+        .interpretable.agg(units='size', interpretable='sum')
+    )
     share = table.groupby('layer').interpretable.mean()
-    different = different.join(share.rename('share_of_all'), how='outer').fillna(0).assign(pictures=raw.image_id.nunique()).reset_index()
-    different.to_csv(Path(args.out)/f'layers-{args.model}.csv', index=False, float_format='%.4g')
-    seeing = raw[raw.interpretable & raw.fits].groupby([*key, 'words']).agg(pictures=('image_id', 'nunique'), nouns=('noun', lambda n: ', '.join(dict.fromkeys(n)))).reset_index()
+    different = (
+        different.join(share.rename('share_of_all'), how='outer')
+        .fillna(0)
+        .assign(pictures=raw.image_id.nunique())
+        .reset_index()
+    )
+    different.to_csv(Path(args.out) / f'layers-{args.model}.csv', index=False, float_format='%.4g')
+    seeing = (
+        raw[raw.interpretable & raw.fits]
+        .groupby([*key, 'words'])
+        .agg(
+            pictures=('image_id', 'nunique'), nouns=('noun', lambda n: ', '.join(dict.fromkeys(n)))
+        )
+        .reset_index()
+    )
     in_all = raw.groupby(key).image_id.nunique().rename('in_top_100_of').reset_index()
-    seeing.merge(in_all, on=key).sort_values(['pictures', 'in_top_100_of'], ascending=[False, True]).head(25).to_csv(Path(args.out)/f'seeing-{args.model}.csv', index=False)
+    seeing.merge(in_all, on=key).sort_values(
+        ['pictures', 'in_top_100_of'], ascending=[False, True]
+    ).head(25).to_csv(Path(args.out) / f'seeing-{args.model}.csv', index=False)
+
 
 SPLITS = dict(cifar_test=1000, test=400, test_source=120, test_concept=120)
 
+
 def outside(folder):
     "Photographs of nobody's corpus: a folder with `outside.csv` (image, noun)"
-    for r in csv.DictReader(open(Path(folder)/'outside.csv', encoding='utf-8')):
-        yield Example(Path(r['image']).stem, open_image(Path(folder)/r['image']), (), (r['noun'],), {}), dict(style='photo', concept='')
+    for r in csv.DictReader(open(Path(folder) / 'outside.csv', encoding='utf-8')):
+        yield (
+            Example(
+                Path(r['image']).stem, open_image(Path(folder) / r['image']), (), (r['noun'],), {}
+            ),
+            dict(style='photo', concept=''),
+        )
+
 
 @cache
 def first_tokens(mm, nouns):
     "The first token of each noun, and which nouns take \"an\""
-    ids = torch.tensor([mm.tokenizer(f' {n}', add_special_tokens=False).input_ids[0] for n in nouns])
+    ids = torch.tensor(
+        [mm.tokenizer(f' {n}', add_special_tokens=False).input_ids[0] for n in nouns]
+    )
     return ids, torch.tensor([n[0] in 'aeiou' for n in nouns])
+
 
 @torch.no_grad()
 def five(mm, image, nouns):
@@ -231,76 +449,159 @@ def five(mm, image, nouns):
     for article in ' a', ' an':
         token = mm.tokenizer(article, add_special_tokens=False).input_ids
         x = mm.embed(soft_prompt, token)
-        first, second = mm.lm(inputs_embeds=x, logits_to_keep=2, use_cache=False).logits[0].float().log_softmax(-1)
+        first, second = (
+            mm.lm(inputs_embeds=x, logits_to_keep=2, use_cache=False)
+            .logits[0]
+            .float()
+            .log_softmax(-1)
+        )
         scores.append(first[token[0]] + second[ids])
     return [nouns[i] for i in torch.where(vowel, scores[1], scores[0]).topk(5).indices]
 
+
 def run_naming(args, mm):
     "Per picture: the first noun said, and whether it names the thing; a part of a split is finished or not begun"
-    file, data = Path(args.out)/'naming.csv', {split: corpus(args.corpus, split) for split in ('train', *SPLITS)}
+    file, data = (
+        Path(args.out) / 'naming.csv',
+        {split: corpus(args.corpus, split) for split in ('train', *SPLITS)},
+    )
     nouns = tuple(sorted({r['noun'] for d in data.values() for r in d.rows}))
     known = {r['concept'] for r in data['train'].rows}
-    done = set(map(tuple, pd.read_csv(file)[['arm', 'split']].drop_duplicates().to_numpy())) if file.exists() else set()
+    done = (
+        set(map(tuple, pd.read_csv(file)[['arm', 'split']].drop_duplicates().to_numpy()))
+        if file.exists()
+        else set()
+    )
+
     def blind():
         model = MultimodalLM.from_pretrained(args.model, projection=False, dtype=mm.lm.dtype)
         init_projection(model)
         return model
-    def shuffled(): return MultimodalLM.from_pretrained(args.model, projection=args.shuffled, dtype=mm.lm.dtype)
-    arms = dict(trained=(lambda: mm, SPLITS | (dict(outside=None) if args.outside else {})), random=(blind, dict(cifar_test=200, test=200)))
-    if args.shuffled: arms['shuffled'] = shuffled, dict(cifar_test=200, test=200)
+
+    def shuffled():
+        return MultimodalLM.from_pretrained(args.model, projection=args.shuffled, dtype=mm.lm.dtype)
+
+    arms = dict(
+        trained=(lambda: mm, SPLITS | (dict(outside=None) if args.outside else {})),
+        random=(blind, dict(cifar_test=200, test=200)),
+    )
+    if args.shuffled:
+        arms['shuffled'] = shuffled, dict(cifar_test=200, test=200)
     for arm, (load, splits) in arms.items():
         for split in [split for split in splits if (arm, split) not in done]:
-            pairs, model = [*outside(args.outside)] if split == 'outside' else [(data[split][i], data[split].rows[i]) for i in drawn(data[split], splits[split])], load()
+            pairs, model = (
+                [*outside(args.outside)]
+                if split == 'outside'
+                else [
+                    (data[split][i], data[split].rows[i]) for i in drawn(data[split], splits[split])
+                ],
+                load(),
+            )
             rows = []
             for i in tqdm(range(0, len(pairs), 16), desc=f'{arm} {split}'):
-                batch = pairs[i:i + 16]
+                batch = pairs[i : i + 16]
                 for (ex, r), text in zip(batch, model.caption([ex.image for ex, _ in batch])):
                     word, noun = first_noun(text) or '', ex.nouns[0]
                     match = bool(word) and names_match(word, noun)
-                    rows.append(dict(arm=arm, split=split, style=r['style'], known=r['concept'] in known, noun=noun,
-                                     said=word if match or word in nouns else '', same=int(bool(word) and same_noun(word, noun)), match=int(match),
-                                     top5=int(any(names_match(n, noun) for n in five(mm, ex.image, nouns))) if arm == 'trained' and split != 'cifar_test' else ''))
+                    rows.append(
+                        dict(
+                            arm=arm,
+                            split=split,
+                            style=r['style'],
+                            known=r['concept'] in known,
+                            noun=noun,
+                            said=word if match or word in nouns else '',
+                            same=int(bool(word) and same_noun(word, noun)),
+                            match=int(match),
+                            top5=int(any(names_match(n, noun) for n in five(mm, ex.image, nouns)))
+                            if arm == 'trained' and split != 'cifar_test'
+                            else '',
+                        )
+                    )
             append(pd.DataFrame(rows), file)
+
 
 def top_25(a, pool):
     "The 25 highest units of `pool` among an attribution's top 400, with their words"
     return top_neurons(a, 400)[['layer', 'unit', 'sign']].merge(pool).head(25)
 
+
 def run_neurons(args, mm):
     "Per held-out picture: of its 25 highest interpretable units and of random ones, how many fit a noun, and where they fire"
-    train, data, file = corpus(args.corpus, 'train'), corpus(args.corpus, 'test'), Path(args.out)/'neurons.csv'
+    train, data, file = (
+        corpus(args.corpus, 'train'),
+        corpus(args.corpus, 'test'),
+        Path(args.out) / 'neurons.csv',
+    )
     pool, order = readable(args, mm).query('interpretable'), drawn(data, args.n)
     usual = position_mean(mm, [train[i].image for i in drawn(train, 48)])
-    about = {data.rows[k]['image_id']: (k, data.rows[k]['style'], data.rows[j]['noun']) for k, j in zip(order, np.roll(order, 1))}   # with another picture's noun
+    about = {
+        data.rows[k]['image_id']: (k, data.rows[k]['style'], data.rows[j]['noun'])
+        for k, j in zip(order, np.roll(order, 1))
+    }  # with another picture's noun
+
     def measure(ex):
         (k, style, other), a = about[ex.image_id], attribute(mm, ex.image, image_id=ex.image_id)
         best = top_25(a, pool)
         arms = dict(top=best, random=matched(pool, best, seed=k))
-        row = dict(image_id=ex.image_id, style=style, noun=ex.nouns[0], target=a.target, prob=a.prob, **{f'n_{arm}': len(units) for arm, units in arms.items()})
+        row = dict(
+            image_id=ex.image_id,
+            style=style,
+            noun=ex.nouns[0],
+            target=a.target,
+            prob=a.prob,
+            **{f'n_{arm}': len(units) for arm, units in arms.items()},
+        )
         acts = unit_activations(mm, ex.image)
         truth = np.asarray(Image.fromarray(ex.masks[ex.nouns[0]]).resize((36, 36), Image.NEAREST))
         for arm, units in arms.items():
-            row |= {f'{arm}_{name}': fits_of(units, noun).sum() for name, noun in dict(noun=ex.nouns[0], target=a.target, other=other).items()}
+            row |= {
+                f'{arm}_{name}': fits_of(units, noun).sum()
+                for name, noun in dict(noun=ex.nouns[0], target=a.target, other=other).items()
+            }
             plain = patch_activations(acts, units)
-            for name, heat in dict(plain=plain, corrected=plain - patch_activations(usual, units)).items():
-                row[f'{arm}_{name}'] = np.nanmean(roc_auc(to_pixels(heat, mm.grid, truth.shape), truth))
+            for name, heat in dict(
+                plain=plain, corrected=plain - patch_activations(usual, units)
+            ).items():
+                row[f'{arm}_{name}'] = np.nanmean(
+                    roc_auc(to_pixels(heat, mm.grid, truth.shape), truth)
+                )
         hits = best[fits_of(best, ex.nouns[0])][['layer', 'unit', 'sign', 'words']]
-        if len(hits): append(hits.assign(image_id=ex.image_id, noun=ex.nouns[0]), file.with_stem('neurons-hits'))
+        if len(hits):
+            append(
+                hits.assign(image_id=ex.image_id, noun=ex.nouns[0]), file.with_stem('neurons-hits')
+            )
         return pd.DataFrame([row])
+
     resumed(args, file.stem, measure, examples=(data[k] for k in order))
+
 
 def named(text, nouns):
     "A caption's first noun, if it is one of the corpus's: models say things that no table should repeat"
     noun = (first_noun(text) or '').lower()
     return noun if noun in nouns else ''
 
+
 def partner(data, k, same):
     "Another picture's number: of the same noun, from another cut-out where there is one (None where there is no other picture); or of another concept"
     rows, own = data.rows, data.rows[k]
-    def cutout(r): return r['image_id'].rpartition('-')[0]
-    if same: found = sorted((j for j, r in enumerate(rows) if r['noun'] == own['noun'] and j != k), key=lambda j: cutout(rows[j]) == cutout(own))
-    else: found = [j for j in np.random.default_rng(k).permutation(len(rows)) if not related_words([rows[j]['noun']], own['noun'])]
+
+    def cutout(r):
+        return r['image_id'].rpartition('-')[0]
+
+    if same:
+        found = sorted(
+            (j for j, r in enumerate(rows) if r['noun'] == own['noun'] and j != k),
+            key=lambda j: cutout(rows[j]) == cutout(own),
+        )
+    else:
+        found = [
+            j
+            for j in np.random.default_rng(k).permutation(len(rows))
+            if not related_words([rows[j]['noun']], own['noun'])
+        ]
     return int(found[0]) if found else None
+
 
 def run_ablation(args, mm):
     "P(noun) and captions as neurons go: the paper's arms, other rankings, and the neurons of other pictures"
@@ -309,118 +610,332 @@ def run_ablation(args, mm):
     at = {data.rows[i]['image_id']: i for i in drawn(data, args.n)}
     train = corpus(args.corpus, 'train')
     usual = mean_activations(mm, (train[i].image for i in drawn(train, 100)))
-    def best(image): return top_neurons(attribute(mm, image), k)
+
+    def best(image):
+        return top_neurons(attribute(mm, image), k)
+
     def measure(ex):
         a = attribute(mm, ex.image, image_id=ex.image_id)
         target, i = Target(a.target, a.token_id, a.text_ids), at[ex.image_id]
         arms = paper_arms(mm, top_neurons(a, k), top_neurons(a, k, interpretable=pool), k)
         draws = arms['random']
         arms['random'] = {0: draws.pop(0)}
-        more = dict(random=draws, activation=top_neurons(replace(a, scores=unit_activations(mm, ex.image).abs().amax(-1)), k))
-        more |= {name: top_neurons(attribute(mm, ex.image, target, caption=a.caption, **how), k) for name, how in GUESSES.items() if how}
-        more |= {f'of {name} noun': best(data[j].image) for name, j in {'the same': partner(data, i, True), 'another': partner(data, i, False)}.items() if j is not None}
-        curve = against_original(ablation_curve(mm, ex.image, a, arms), lambda new, old: bert_scores(bert, [text or '.' for text in new], old).round(3))        # an empty text has no score
+        more = dict(
+            random=draws,
+            activation=top_neurons(
+                replace(a, scores=unit_activations(mm, ex.image).abs().amax(-1)), k
+            ),
+        )
+        more |= {
+            name: top_neurons(attribute(mm, ex.image, target, caption=a.caption, **how), k)
+            for name, how in GUESSES.items()
+            if how
+        }
+        more |= {
+            f'of {name} noun': best(data[j].image)
+            for name, j in {
+                'the same': partner(data, i, True),
+                'another': partner(data, i, False),
+            }.items()
+            if j is not None
+        }
+        curve = against_original(
+            ablation_curve(mm, ex.image, a, arms),
+            lambda new, old: bert_scores(bert, [text or '.' for text in new], old).round(3),
+        )  # an empty text has no score
         curve['said'] = [named(text, nouns) for text in curve.caption]
         top = arms['top'].assign(mean=usual[arms['top'].layer, arms['top'].unit])
-        rest = pd.concat([ablation_curve(mm, ex.image, a, more, caption=False)] +
-                         [ablation_curve(mm, ex.image, a, {f'{value} at the image': top}, value=value, positions='image', caption=False) for value in ('zero', 'mean')])
-        return pd.concat([curve, rest[rest.n_ablated > 0]]).assign(noun=ex.nouns[0])[['image_id', 'noun', 'arm', 'draw', 'n_ablated', 'p_target', 'said', 'score']]
-    resumed(args, f'ablation{"" if args.model == "pocket" else "-" + args.model}', measure, examples=(data[i] for i in at.values()))
+        rest = pd.concat(
+            [ablation_curve(mm, ex.image, a, more, caption=False)]
+            + [
+                ablation_curve(
+                    mm,
+                    ex.image,
+                    a,
+                    {f'{value} at the image': top},
+                    value=value,
+                    positions='image',
+                    caption=False,
+                )
+                for value in ('zero', 'mean')
+            ]
+        )
+        return pd.concat([curve, rest[rest.n_ablated > 0]]).assign(noun=ex.nouns[0])[
+            ['image_id', 'noun', 'arm', 'draw', 'n_ablated', 'p_target', 'said', 'score']
+        ]
+
+    resumed(
+        args,
+        f'ablation{"" if args.model == "pocket" else "-" + args.model}',
+        measure,
+        examples=(data[i] for i in at.values()),
+    )
+
 
 def right(mm, ex):
     "The attribution of a picture that is named right"
     return attribute(mm, ex.image, caption=named_right(mm, ex), image_id=ex.image_id)
 
+
 def donor_for(mm, data, ex):
     "Another picture, named right, of a thing that has nothing to do with this one's: its attribution, its index"
     seed = next(i for i, r in enumerate(data.rows) if r['image_id'] == ex.image_id)
     for i in np.random.default_rng(seed).permutation(len(data))[:40]:
-        if related_words([data.rows[i]['noun']], ex.nouns[0]): continue
-        try: return right(mm, data[i]), i
-        except ValueError: pass
+        if related_words([data.rows[i]['noun']], ex.nouns[0]):
+            continue
+        try:
+            return right(mm, data[i]), i
+        except ValueError:
+            pass
     raise ValueError('no donor is named right')
+
 
 def run_steering(args, mm):
     "Pairs of pictures that are named right: a donor's neurons driven in a host; outcomes only"
     data, train = corpus(args.corpus, args.split[0]), corpus(args.corpus, 'train')
+
     @cache
-    def usual(): return torch.stack([attribute(mm, train[i].image, train[i].nouns[0]).scores for i in tqdm(drawn(train, 48), desc='usual scores')]).mean(0)
+    def usual():
+        return torch.stack(
+            [
+                attribute(mm, train[i].image, train[i].nouns[0]).scores
+                for i in tqdm(drawn(train, 48), desc='usual scores')
+            ]
+        ).mean(0)
+
     def measure(ex):
         host, (donor, i) = right(mm, ex), donor_for(mm, data, ex)
         top = top_neurons(donor, 100)
-        blind = random_neurons(top, mm.n_units).assign(activation=top.sort_values('layer', kind='stable').activation.to_numpy())
-        arms = {'1': top.head(1), '10': top.head(10), '100': top, '100 specific': top_neurons(donor, 100, specific=usual()), '100 random': blind}
-        table = pd.concat([steering_curve(mm, ex.image, host, donor, arms, s, how) for how, s in dict(clamp=(.1, .3, 1, 3), add=(.01, .03, .1, .3)).items()])
+        blind = random_neurons(top, mm.n_units).assign(
+            activation=top.sort_values('layer', kind='stable').activation.to_numpy()
+        )
+        arms = {
+            '1': top.head(1),
+            '10': top.head(10),
+            '100': top,
+            '100 specific': top_neurons(donor, 100, specific=usual()),
+            '100 random': blind,
+        }
+        table = pd.concat(
+            [
+                steering_curve(mm, ex.image, host, donor, arms, s, how)
+                for how, s in dict(clamp=(0.1, 0.3, 1, 3), add=(0.01, 0.03, 0.1, 0.3)).items()
+            ]
+        )
         return table.drop(columns='caption').assign(noun=ex.nouns[0], new=data.rows[i]['noun'])
-    resumed(args, f'steering{"" if args.model == "pocket" else "-" + args.model}', measure, examples=(data[i] for i in drawn(data, args.n)))
+
+    resumed(
+        args,
+        f'steering{"" if args.model == "pocket" else "-" + args.model}',
+        measure,
+        examples=(data[i] for i in drawn(data, args.n)),
+    )
+
 
 def run_transplant(args, mm):
     "Pairs as above: the host's neurons take the donor's activations, patch by patch; how many does it take?"
     data, train = corpus(args.corpus, args.split[0]), corpus(args.corpus, 'train')
-    usual = torch.stack([attribute(mm, train[i].image, train[i].nouns[0]).scores for i in tqdm(drawn(train, 48), desc='usual scores')]).mean(0)
+    usual = torch.stack(
+        [
+            attribute(mm, train[i].image, train[i].nouns[0]).scores
+            for i in tqdm(drawn(train, 48), desc='usual scores')
+        ]
+    ).mean(0)
+
     def measure(ex):
         host, (donor, i) = right(mm, ex), donor_for(mm, data, ex)
-        ranked = {'score': donor.scores, 'specific': donor.scores - usual, 'random': torch.rand(donor.scores.shape, generator=torch.Generator().manual_seed(int(i)))}
+        ranked = {
+            'score': donor.scores,
+            'specific': donor.scores - usual,
+            'random': torch.rand(
+                donor.scores.shape, generator=torch.Generator().manual_seed(int(i))
+            ),
+        }
+
         def order(scores):
             best = scores.flatten().argsort(descending=True)
-            return pd.DataFrame(dict(layer=(best//mm.n_units).numpy(), unit=(best % mm.n_units).numpy()))
-        table = transplant_curve(mm, ex.image, host, donor, unit_activations(mm, data[i].image), {arm: order(s) for arm, s in ranked.items()})
+            return pd.DataFrame(
+                dict(layer=(best // mm.n_units).numpy(), unit=(best % mm.n_units).numpy())
+            )
+
+        table = transplant_curve(
+            mm,
+            ex.image,
+            host,
+            donor,
+            unit_activations(mm, data[i].image),
+            {arm: order(s) for arm, s in ranked.items()},
+        )
         return table.drop(columns='caption').assign(noun=ex.nouns[0], new=data.rows[i]['noun'])
+
     resumed(args, 'transplant', measure, examples=(data[i] for i in drawn(data, args.n)))
 
-KINDS = ('bird', 'insect', 'fish', 'reptile', 'dog', 'feline', 'ungulate', 'rodent', 'mammal', 'animal', 'fruit', 'vegetable', 'flower', 'tree',
-         'plant', 'food', 'weapon', 'footwear', 'clothing', 'furniture', 'ship', 'boat', 'aircraft', 'vehicle', 'building', 'structure',
-         'container', 'tool', 'device', 'instrumentality', 'artifact')    # fixed before anything was measured
+
+KINDS = (
+    'bird',
+    'insect',
+    'fish',
+    'reptile',
+    'dog',
+    'feline',
+    'ungulate',
+    'rodent',
+    'mammal',
+    'animal',
+    'fruit',
+    'vegetable',
+    'flower',
+    'tree',
+    'plant',
+    'food',
+    'weapon',
+    'footwear',
+    'clothing',
+    'furniture',
+    'ship',
+    'boat',
+    'aircraft',
+    'vehicle',
+    'building',
+    'structure',
+    'container',
+    'tool',
+    'device',
+    'instrumentality',
+    'artifact',
+)  # fixed before anything was measured
+
 
 def run_overlap(args, mm):
     "Fig. 5 on pictures of the corpus: do heatmaps of the top units cover the thing better than random ones', another picture's, and maps without neurons?"
     train = corpus(args.corpus, 'train')
-    order = [ex for split in args.split for ex in ((lambda d: [d.rows[i] | dict(of=d) for i in drawn(d, args.n)])(corpus(args.corpus, split)))]
+    order = [
+        ex
+        for split in args.split
+        for ex in (
+            (lambda d: [d.rows[i] | dict(of=d) for i in drawn(d, args.n)])(
+                corpus(args.corpus, split)
+            )
+        )
+    ]
     order = [r | dict(kind=kind_of(r['noun'], KINDS)) for r in order if kind_of(r['noun'], KINDS)]
     at = {r['image_id']: i for i, r in enumerate(order)}
     pool, some = readable(args, mm).query('interpretable'), [train[i] for i in drawn(train, 48)]
+
     def usual_controls(ex):
         "At the word that the corpus's caption has"
         ids = mm.tokenizer(f' {ex.captions[0]}', add_special_tokens=False).input_ids
-        return control_maps(mm, ex.image, ids[:token_at(mm, ids, ex.nouns[0]) or 0])
-    usual, maps = position_mean(mm, [ex.image for ex in some]), [usual_controls(ex) for ex in tqdm(some, desc='controls')]
-    usual_maps = {name: sum(m[name] for m in maps)/len(maps) for name in maps[0]}
+        return control_maps(mm, ex.image, ids[: token_at(mm, ids, ex.nouns[0]) or 0])
+
+    usual, maps = (
+        position_mean(mm, [ex.image for ex in some]),
+        [usual_controls(ex) for ex in tqdm(some, desc='controls')],
+    )
+    usual_maps = {name: sum(m[name] for m in maps) / len(maps) for name in maps[0]}
+
     @cache
     def found(i):
         a = attribute(mm, order[i]['of'][order[i]['image_id']].image)
         return a, top_25(a, pool)
+
     def measure(ex):
         i = at[ex.image_id]
-        j = next(k % len(order) for k in range(i + 1, i + len(order)) if order[k % len(order)]['kind'] != order[i]['kind'])
+        j = next(
+            k % len(order)
+            for k in range(i + 1, i + len(order))
+            if order[k % len(order)]['kind'] != order[i]['kind']
+        )
         (a, best), acts, rows = found(i), unit_activations(mm, ex.image), []
         truth = np.asarray(Image.fromarray(ex.masks[ex.nouns[0]]).resize((72, 72), Image.NEAREST))
-        if not len(best) or truth.all() or not truth.any(): raise ValueError('no readable unit, or no mask to compare with')
-        plain = {arm: (patch_activations(acts, units), patch_activations(usual, units)) for arm, units in dict(top=best, random=matched(pool, best, i), elsewhere=found(j)[1]).items()}
-        plain |= {name: (m, usual_maps[name]) for name, m in control_maps(mm, ex.image, a.text_ids).items()}
+        if not len(best) or truth.all() or not truth.any():
+            raise ValueError('no readable unit, or no mask to compare with')
+        plain = {
+            arm: (patch_activations(acts, units), patch_activations(usual, units))
+            for arm, units in dict(
+                top=best, random=matched(pool, best, i), elsewhere=found(j)[1]
+            ).items()
+        }
+        plain |= {
+            name: (m, usual_maps[name])
+            for name, m in control_maps(mm, ex.image, a.text_ids).items()
+        }
         for arm, (here, mean) in plain.items():
             for kind, grid in dict(plain=here, corrected=here - mean).items():
-                scale = grid.abs().amax(1, keepdim=True).clamp(1e-9)        # of units, lest one loud unit be the mean
-                for of, g in dict(unit=grid, **({} if len(grid) == 1 else dict(mean=(grid/scale).mean(0, keepdim=True)))).items():
-                    rows.append(dict(image_id=ex.image_id, kind=order[i]['kind'], area=truth.mean(), arm=arm, map=kind, of=of, n=len(g), **overlap(to_pixels(g, mm.grid, truth.shape), truth).mean()))
+                scale = (
+                    grid.abs().amax(1, keepdim=True).clamp(1e-9)
+                )  # of units, lest one loud unit be the mean
+                for of, g in dict(
+                    unit=grid,
+                    **({} if len(grid) == 1 else dict(mean=(grid / scale).mean(0, keepdim=True))),
+                ).items():
+                    rows.append(
+                        dict(
+                            image_id=ex.image_id,
+                            kind=order[i]['kind'],
+                            area=truth.mean(),
+                            arm=arm,
+                            map=kind,
+                            of=of,
+                            n=len(g),
+                            **overlap(to_pixels(g, mm.grid, truth.shape), truth).mean(),
+                        )
+                    )
         return pd.DataFrame(rows)
+
     resumed(args, 'overlap', measure, examples=(r['of'][r['image_id']] for r in order))
+
 
 def run_selectivity(args, mm):
     "Fig. S.2: of each class of CIFAR-10 the 20 units most often, or most often for it, among the readable top 100 of training pictures; means on test pictures"
-    train, test, table, key = corpus(args.corpus, 'train'), corpus(args.corpus, 'cifar_test'), readable(args, mm).query('interpretable'), ['layer', 'unit', 'sign']
+    train, test, table, key = (
+        corpus(args.corpus, 'train'),
+        corpus(args.corpus, 'cifar_test'),
+        readable(args, mm).query('interpretable'),
+        ['layer', 'unit', 'sign'],
+    )
     classes = sorted({r['noun'] for r in test.rows})
-    own = {c: [i for i in drawn(train, len(train)) if train.rows[i]['noun'] == c and 'cifar' in train.rows[i]['source']][:args.n] for c in classes}
-    def measure(ex): return top_neurons(attribute(mm, ex.image, image_id=ex.image_id), 100, interpretable=table).assign(**{'class': ex.nouns[0]})[['image_id', 'class', *key]]
-    tops = resumed(args, f'selectivity-{args.model}-tops', measure, args.work, (train[i] for c in classes for i in own[c]))
+    own = {
+        c: [
+            i
+            for i in drawn(train, len(train))
+            if train.rows[i]['noun'] == c and 'cifar' in train.rows[i]['source']
+        ][: args.n]
+        for c in classes
+    }
+
+    def measure(ex):
+        return top_neurons(
+            attribute(mm, ex.image, image_id=ex.image_id), 100, interpretable=table
+        ).assign(**{'class': ex.nouns[0]})[['image_id', 'class', *key]]
+
+    tops = resumed(
+        args,
+        f'selectivity-{args.model}-tops',
+        measure,
+        args.work,
+        (train[i] for c in classes for i in own[c]),
+    )
     arms = {}
     for name, specific in dict(top=False, specific=True).items():
         arms[name] = class_units(tops, 20, specific)
-        arms[f'random of {name}'] = pd.concat([random_neurons(part, mm.n_units, i).assign(**{'class': c}) for i, (c, part) in enumerate(arms[name].groupby('class'))])
+        arms[f'random of {name}'] = pd.concat(
+            [
+                random_neurons(part, mm.n_units, i).assign(**{'class': c})
+                for i, (c, part) in enumerate(arms[name].groupby('class'))
+            ]
+        )
     both = pd.concat([part.assign(arm=arm) for arm, part in arms.items()], ignore_index=True)
     seen = [test[i] for i in drawn(test, args.measured)]
     means = class_means(mm, both, seen)
-    out = both[['arm', 'class', *key]].join(means).melt(['arm', 'class', *key], var_name='label', value_name='mean')
-    out.assign(chosen_on=tops.groupby('class').image_id.nunique().max(), measured_on=len(seen)).to_csv(Path(args.out)/f'selectivity-{args.model}.csv', index=False, float_format='%.4g')
+    out = (
+        both[['arm', 'class', *key]]
+        .join(means)
+        .melt(['arm', 'class', *key], var_name='label', value_name='mean')
+    )
+    out.assign(
+        chosen_on=tops.groupby('class').image_id.nunique().max(), measured_on=len(seen)
+    ).to_csv(Path(args.out) / f'selectivity-{args.model}.csv', index=False, float_format='%.4g')
+
 
 def with_words(data, n):
     "Pictures, in a fixed random order, until each kind of word stands in `n` captions, with those words"
@@ -431,20 +946,45 @@ def with_words(data, n):
             counts.update(list(found))
             yield i, found
 
+
 def asked(mm, ex, found, style):
     "The corpus's caption attributed word by word; and, of a photo or drawing, once more behind the name of its style: [noun, style]"
     noun, (caption,) = ex.nouns[0], ex.captions
-    style = style.replace('3d', '')                 # no word that a caption would have
-    said = dict(zip(['noun', *found], attribute(mm, ex.image, [noun, *found.values()], caption=caption, image_id=ex.image_id)))
-    if not style: return said, None
-    return said, attribute(mm, ex.image, [noun, style], caption=f'a {style} of {caption}', image_id=ex.image_id)
+    style = style.replace('3d', '')  # no word that a caption would have
+    said = dict(
+        zip(
+            ['noun', *found],
+            attribute(mm, ex.image, [noun, *found.values()], caption=caption, image_id=ex.image_id),
+        )
+    )
+    if not style:
+        return said, None
+    return said, attribute(
+        mm, ex.image, [noun, style], caption=f'a {style} of {caption}', image_id=ex.image_id
+    )
+
 
 def run_words(args, mm):
     "Units of colours, numbers, qualities, relations, places and styles: silenced, what goes and what stays; and whether they recur"
     splits = {split: corpus(args.corpus, split) for split in ('val', 'test', 'train')}
-    wanted, file, units = dict(val=max(1, args.n//4), test=args.n), Path(args.work)/'words-usual.safetensors', Path(args.work)/'words-units.csv'
-    chosen = [(split, n, i, found) for split, few in wanted.items() for n, (i, found) in enumerate(with_words(splits[split], few))]
-    listed = {(r := splits[split].rows[i])['image_id']: (split, r['style'] if n < dict(val=3, test=12)[split] else '', found) for split, n, i, found in chosen}        # style: of the first ones
+    wanted, file, units = (
+        dict(val=max(1, args.n // 4), test=args.n),
+        Path(args.work) / 'words-usual.safetensors',
+        Path(args.work) / 'words-units.csv',
+    )
+    chosen = [
+        (split, n, i, found)
+        for split, few in wanted.items()
+        for n, (i, found) in enumerate(with_words(splits[split], few))
+    ]
+    listed = {
+        (r := splits[split].rows[i])['image_id']: (
+            split,
+            r['style'] if n < dict(val=3, test=12)[split] else '',
+            found,
+        )
+        for split, n, i, found in chosen
+    }  # style: of the first ones
     if not file.exists():
         total, counts = Counter(), Counter()
         for i, found in tqdm([*with_words(splits['train'], 6)], desc='usual scores'):
@@ -452,104 +992,236 @@ def run_words(args, mm):
             for kind, a in (said | (dict(style=styled[1]) if styled else {})).items():
                 total[kind] = total[kind] + a.scores
                 counts[kind] += 1
-        save_file({kind: total[kind]/counts[kind] for kind in total}, file)
+        save_file({kind: total[kind] / counts[kind] for kind in total}, file)
     usual = load_file(file)
-    def kept(kind, a): return dict(image_id=a.image_id, kind=kind, word=a.target, units=' '.join(str(u) for u in (a.scores - usual[kind.split()[-1]]).flatten().topk(100).indices.tolist()))
+
+    def kept(kind, a):
+        return dict(
+            image_id=a.image_id,
+            kind=kind,
+            word=a.target,
+            units=' '.join(
+                str(u)
+                for u in (a.scores - usual[kind.split()[-1]]).flatten().topk(100).indices.tolist()
+            ),
+        )
+
     def measure(ex):
         split, style, found = listed[ex.image_id]
         how = dict(ks=(64,), rankings=RANKINGS) if split == 'val' else {}
         said, styled = asked(mm, ex, found, style)
-        out = [dissociation(mm, ex.image, said['noun'], {kind: said[kind] for kind in found}, usual, **how)]
-        if styled: out.append(dissociation(mm, ex.image, styled[0], dict(style=styled[1]), usual, **how))
-        rows = [kept(kind, a) for kind, a in said.items()] + ([kept('style', styled[1])] if styled else [])
-        if 'colour' in found:                                                    # a colour that is not there
-            colours = [c for c in ('blue', 'green', 'red', 'white', 'yellow') if c != found['colour']]
+        out = [
+            dissociation(
+                mm, ex.image, said['noun'], {kind: said[kind] for kind in found}, usual, **how
+            )
+        ]
+        if styled:
+            out.append(dissociation(mm, ex.image, styled[0], dict(style=styled[1]), usual, **how))
+        rows = [kept(kind, a) for kind, a in said.items()] + (
+            [kept('style', styled[1])] if styled else []
+        )
+        if 'colour' in found:  # a colour that is not there
+            colours = [
+                c for c in ('blue', 'green', 'red', 'white', 'yellow') if c != found['colour']
+            ]
             wrong = colours[len(ex.image_id) % len(colours)]
-            rows.append(kept('absent colour', attribute(mm, ex.image, wrong, caption=ex.captions[0].replace(found['colour'], wrong, 1), image_id=ex.image_id)))
+            rows.append(
+                kept(
+                    'absent colour',
+                    attribute(
+                        mm,
+                        ex.image,
+                        wrong,
+                        caption=ex.captions[0].replace(found['colour'], wrong, 1),
+                        image_id=ex.image_id,
+                    ),
+                )
+            )
         append(pd.DataFrame(rows), units)
         return pd.concat(out).assign(image_id=ex.image_id, split=split, noun=ex.nouns[0])
-    table = resumed(args, 'words', measure, args.work, (splits[split][i] for split, _, i, _ in chosen))
-    table.to_csv(Path(args.out)/'words.csv', index=False, float_format='%.3g')
+
+    table = resumed(
+        args, 'words', measure, args.work, (splits[split][i] for split, _, i, _ in chosen)
+    )
+    table.to_csv(Path(args.out) / 'words.csv', index=False, float_format='%.3g')
     raw, out = pd.read_csv(units).drop_duplicates(['image_id', 'kind']), []
     raw = raw[raw.image_id.map(lambda i: listed[i][0]) == 'test']
     nouns = raw.image_id.map({r['image_id']: r['noun'] for r in splits['test'].rows}).to_numpy()
     for kind, part in raw[raw.kind != 'absent colour'].groupby('kind', sort=False):
-        if part.word.nunique() < 2: continue
+        if part.word.nunique() < 2:
+            continue
         things = None if kind == 'noun' else nouns[raw.kind == kind]
         shares = common_units([u.split() for u in part.units])
-        table = same_and_other(shares, part.word, things).assign(kind=kind, word=part.word.to_numpy(), p=label_test(shares, part.word, things))
+        table = same_and_other(shares, part.word, things).assign(
+            kind=kind, word=part.word.to_numpy(), p=label_test(shares, part.word, things)
+        )
         if kind == 'colour':
             absent = raw[raw.kind == 'absent colour']
-            both = common_units([u.split() for u in [*part.units, *absent.units]])[:len(part), len(part):]
-            match = np.equal.outer(part.word.to_numpy(), absent.word.to_numpy()) & np.not_equal.outer(things, nouns[raw.kind == 'absent colour'])
-            table['absent'] = np.where(match, both, 0).sum(1)/np.where(match.any(1), match.sum(1), np.nan)
+            both = common_units([u.split() for u in [*part.units, *absent.units]])[
+                : len(part), len(part) :
+            ]
+            match = np.equal.outer(
+                part.word.to_numpy(), absent.word.to_numpy()
+            ) & np.not_equal.outer(things, nouns[raw.kind == 'absent colour'])
+            table['absent'] = np.where(match, both, 0).sum(1) / np.where(
+                match.any(1), match.sum(1), np.nan
+            )
         out.append(table)
-    pd.concat(out).to_csv(Path(args.out)/'words-shared.csv', index=False, float_format='%.4g')
+    pd.concat(out).to_csv(Path(args.out) / 'words-shared.csv', index=False, float_format='%.4g')
+
 
 def form_of(row):
     "Photograph, drawing, emoji or 3d: emoji are told by the package they come from"
-    if row['style'] == 'drawing' and re.search('emoj|noto', row['source']): return 'emoji'
+    if row['style'] == 'drawing' and re.search('emoj|noto', row['source']):
+        return 'emoji'
     return row['style'].replace('photo', 'photograph')
+
 
 def run_forms(args, mm, each=2):
     "The units of things as photographs, drawings, emoji, 3d models and written words; and of their names in pictures of something else"
-    data, found, folder = corpus(args.corpus), {}, Path(args.work)/'forms'
+    data, found, folder = corpus(args.corpus), {}, Path(args.work) / 'forms'
     folder.mkdir(parents=True, exist_ok=True)
-    for i in sorted(drawn(data, len(data)), key=lambda i: data.rows[i]['split'] == 'train'):         # held-out pictures first
+    for i in sorted(
+        drawn(data, len(data)), key=lambda i: data.rows[i]['split'] == 'train'
+    ):  # held-out pictures first
         r = data.rows[i]
-        if 'cifar' not in r['source']: found.setdefault(r['noun'], {}).setdefault(form_of(r), {}).setdefault(r['image_id'].rpartition('-')[0], i)
-    concepts = sorted(noun for noun, forms in found.items() if len(forms) == 4 and all(len(f) >= each for f in forms.values()))
+        if 'cifar' not in r['source']:
+            found.setdefault(r['noun'], {}).setdefault(form_of(r), {}).setdefault(
+                r['image_id'].rpartition('-')[0], i
+            )
+    concepts = sorted(
+        noun
+        for noun, forms in found.items()
+        if len(forms) == 4 and all(len(f) >= each for f in forms.values())
+    )
     following = dict(zip(concepts, np.roll(concepts, -1)))
+
     def picture(noun, form, j):
         "The picture, and its row of the corpus"
-        if form == 'written': return written_word(noun, ink=('black', 'white')[j], ground=('white', 'navy')[j]), {}
-        if form == 'blank': return Image.new('RGB', (384, 384), ('white', 'gray')[j]), {}
+        if form == 'written':
+            return written_word(noun, ink=('black', 'white')[j], ground=('white', 'navy')[j]), {}
+        if form == 'blank':
+            return Image.new('RGB', (384, 384), ('white', 'gray')[j]), {}
         of, form = (following[noun], 'photograph') if form == 'another thing' else (noun, form)
         i = list(found[of][form].values())[j]
         return data[i].image, data.rows[i]
+
     forms = 'photograph', 'drawing', 'emoji', '3d', 'written', 'another thing', 'blank'
-    wanted = {f'{noun} {form} {j}': (noun, form, j) for noun in concepts for form in forms for j in range(each if form in forms[:5] else 1)}
-    def article(noun): return f'{"an" if noun[0] in "aeiou" else "a"} {noun}'
+    wanted = {
+        f'{noun} {form} {j}': (noun, form, j)
+        for noun in concepts
+        for form in forms
+        for j in range(each if form in forms[:5] else 1)
+    }
+
+    def article(noun):
+        return f'{"an" if noun[0] in "aeiou" else "a"} {noun}'
+
     def measure(ex):
         noun, form, _ = wanted[ex.image_id]
         a = attribute(mm, ex.image, noun, caption=article(noun), image_id=ex.image_id)
-        a.save(folder/f'{ex.image_id}.safetensors')
+        a.save(folder / f'{ex.image_id}.safetensors')
         row = picture(*wanted[ex.image_id])[1]
-        return pd.DataFrame([dict(image_id=ex.image_id, concept=noun, form=form, split=row.get('split', ''), prob=a.prob)])
-    table = resumed(args, 'forms-pictures', measure, examples=(Example(name, picture(*of)[0]) for name, of in wanted.items()))
-    concepts = [c for c, n in Counter(noun for noun, *_ in wanted.values()).items() if (table.concept == c).sum() == n]      # of a run that was stopped, those that are whole
+        return pd.DataFrame(
+            [
+                dict(
+                    image_id=ex.image_id,
+                    concept=noun,
+                    form=form,
+                    split=row.get('split', ''),
+                    prob=a.prob,
+                )
+            ]
+        )
+
+    table = resumed(
+        args,
+        'forms-pictures',
+        measure,
+        examples=(Example(name, picture(*of)[0]) for name, of in wanted.items()),
+    )
+    concepts = [
+        c
+        for c, n in Counter(noun for noun, *_ in wanted.values()).items()
+        if (table.concept == c).sum() == n
+    ]  # of a run that was stopped, those that are whole
     table = table[table.concept.isin(concepts)].assign(order=table.form.map(forms.index))
     table = table.sort_values(['order', 'concept'], kind='stable')
-    all_ = [Attribution.load(folder/f'{i}.safetensors') for i in table.image_id]
+    all_ = [Attribution.load(folder / f'{i}.safetensors') for i in table.image_id]
     scores, names = torch.stack([a.scores for a in all_]), (table.concept, table.form)
     best = specific_units(scores, *names)
-    layers = np.stack([np.bincount(b//mm.n_units, minlength=mm.n_layers) for b in best])
+    layers = np.stack([np.bincount(b // mm.n_units, minlength=mm.n_layers) for b in best])
     by_form = form_shares(common_units(best), *names)
-    by_form['random'] = form_shares(layers @ layers.T/(mm.n_units*best.shape[1]), *names).different         # units dealt within their layers
-    by_form.to_csv(Path(args.out)/'forms.csv', index=False, float_format='%.3g')
+    by_form['random'] = form_shares(
+        layers @ layers.T / (mm.n_units * best.shape[1]), *names
+    ).different  # units dealt within their layers
+    by_form.to_csv(Path(args.out) / 'forms.csv', index=False, float_format='%.3g')
     rows = []
     for frame in ('{}', 'A picture of {}', 'on a beach, {}'):
         acts = {c: text_activations(mm, frame.format(article(c)), c) for c in concepts}
         for form in forms:
-            mean = {c: torch.stack([a.scores for a, x, f in zip(all_, *names) if (x, f) == (c, form)]).mean(0) for c in concepts}
-            own = {c: next(replace(a, scores=mean[c]) for a, x, f in zip(all_, *names) if (x, f) == (c, form)) for c in concepts}
-            top = {c: top_neurons(own[c], 100, specific=torch.stack([m for x, m in mean.items() if x != c]).mean(0)) for c in concepts}
-            chance = own_text_auc({c: random_neurons(t, mm.n_units) for c, t in top.items()}, acts).auc
-            rows.append(own_text_auc(top, acts).assign(form=form, text=frame.format('…'), random=chance))
-    pd.concat(rows).to_csv(Path(args.out)/'forms-text.csv', index=False, float_format='%.3g')
+            mean = {
+                c: torch.stack(
+                    [a.scores for a, x, f in zip(all_, *names) if (x, f) == (c, form)]
+                ).mean(0)
+                for c in concepts
+            }
+            own = {
+                c: next(
+                    replace(a, scores=mean[c])
+                    for a, x, f in zip(all_, *names)
+                    if (x, f) == (c, form)
+                )
+                for c in concepts
+            }
+            top = {
+                c: top_neurons(
+                    own[c],
+                    100,
+                    specific=torch.stack([m for x, m in mean.items() if x != c]).mean(0),
+                )
+                for c in concepts
+            }
+            chance = own_text_auc(
+                {c: random_neurons(t, mm.n_units) for c, t in top.items()}, acts
+            ).auc
+            rows.append(
+                own_text_auc(top, acts).assign(form=form, text=frame.format('…'), random=chance)
+            )
+    pd.concat(rows).to_csv(Path(args.out) / 'forms-text.csv', index=False, float_format='%.3g')
+
 
 if __name__ == '__main__':
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('what', choices=[k[4:] for k in globals() if k.startswith('run_')])
-    parser.add_argument('--model', default='pocket'); parser.add_argument('--corpus'); parser.add_argument('--out', default=ROOT/'nbs'/'data')
-    parser.add_argument('--work', default=ROOT/'data'/'measured', help='folder for what is large: decodings, lenses, single pictures')
-    parser.add_argument('-n', type=int, default=50, help='pictures of each split of the corpus'); parser.add_argument('--split', nargs='*', default=['val'])
-    parser.add_argument('--limit', type=int, default=-1, help='pictures of this run'); parser.add_argument('--projection', help='a projection file in place of the shipped one'); parser.add_argument('--top-layer', type=int, default=20, help='units a layer (where, lenses)')
-    parser.add_argument('--outside', help='folder with outside.csv (naming)'); parser.add_argument('--shuffled', help='a projection trained on shuffled captions (naming)')
+    parser.add_argument('--model', default='pocket')
+    parser.add_argument('--corpus')
+    parser.add_argument('--out', default=ROOT / 'nbs' / 'data')
+    parser.add_argument(
+        '--work',
+        default=ROOT / 'data' / 'measured',
+        help='folder for what is large: decodings, lenses, single pictures',
+    )
+    parser.add_argument('-n', type=int, default=50, help='pictures of each split of the corpus')
+    parser.add_argument('--split', nargs='*', default=['val'])
+    parser.add_argument('--limit', type=int, default=-1, help='pictures of this run')
+    parser.add_argument('--projection', help='a projection file in place of the shipped one')
+    parser.add_argument('--top-layer', type=int, default=20, help='units a layer (where, lenses)')
+    parser.add_argument('--outside', help='folder with outside.csv (naming)')
+    parser.add_argument('--shuffled', help='a projection trained on shuffled captions (naming)')
     parser.add_argument('--measured', type=int, default=1000, help='test pictures (selectivity)')
     parser.add_argument('--dtype', choices=['float32', 'bfloat16'], default='float32')
-    parser.add_argument('--top', type=int, default=100); parser.add_argument('--random', type=int, default=200); parser.add_argument('--every', type=int, default=1)
+    parser.add_argument('--top', type=int, default=100)
+    parser.add_argument('--random', type=int, default=200)
+    parser.add_argument('--every', type=int, default=1)
     args = parser.parse_args()
     torch.manual_seed(0)
     Path(args.out).mkdir(parents=True, exist_ok=True)
-    globals()[f'run_{args.what}'](args, MultimodalLM.from_pretrained(args.model, projection=args.projection, dtype=getattr(torch, args.dtype)))
+    globals()[f'run_{args.what}'](
+        args,
+        MultimodalLM.from_pretrained(
+            args.model, projection=args.projection, dtype=getattr(torch, args.dtype)
+        ),
+    )

@@ -21,74 +21,96 @@ from .model import MultimodalLM, hold_neurons, hook_neurons, random_neurons
 def _held(mm, tables, value) -> tuple[torch.Tensor, torch.Tensor]:
     "Which neurons of which row, and at what value: both (row, layer, unit)"
     mask = torch.zeros(len(tables), mm.n_layers, mm.n_units, dtype=torch.bool)
-    at = torch.full(mask.shape, 0. if isinstance(value, str) else float(value))
+    at = torch.full(mask.shape, 0.0 if isinstance(value, str) else float(value))
     for row, t in enumerate(tables):
         layer, unit = (torch.tensor(t[c].to_numpy(int)) for c in ('layer', 'unit'))
         wrong = ((layer < 0) | (layer >= mm.n_layers) | (unit < 0) | (unit >= mm.n_units)).nonzero()
-        if len(wrong): raise ValueError(f'there is no unit {unit[wrong[0, 0]]} in layer {layer[wrong[0, 0]]}: the model has {mm.n_layers} layers of {mm.n_units}, counted from 0')
+        if len(wrong):
+            raise ValueError(
+                f'there is no unit {unit[wrong[0, 0]]} in layer {layer[wrong[0, 0]]}: the model has {mm.n_layers} layers of {mm.n_units}, counted from 0'
+            )
         mask[row, layer, unit] = True
-        if isinstance(value, str) and value != 'zero': at[row, layer, unit] = torch.tensor(t[value].to_numpy(), dtype=at.dtype)
+        if isinstance(value, str) and value != 'zero':
+            at[row, layer, unit] = torch.tensor(t[value].to_numpy(), dtype=at.dtype)
     return mask, at
 
 # %% ../nbs/05_ablation.ipynb #b1d57811
 @contextlib.contextmanager
 def ablate(
-    mm:MultimodalLM, # the model
-    neurons, # a table with the columns layer and unit; or a list of them, one for each row of the batch
-    value:str|float='zero', # what the activations are set to: 'zero', a number, or a column of the table, such as 'mean'
-    positions:str='all', # 'all', or 'image': only where the picture is read
+    mm: MultimodalLM,  # the model
+    neurons,  # a table with the columns layer and unit; or a list of them, one for each row of the batch
+    value: str
+    | float = 'zero',  # what the activations are set to: 'zero', a number, or a column of the table, such as 'mean'
+    positions: str = 'all',  # 'all', or 'image': only where the picture is read
 ):
     "Hold the activations of `neurons` while the context is open (paper, section 2.3)"
-    if positions not in ('all', 'image'): raise ValueError(f"positions is 'all' or 'image', not {positions!r}")
+    if positions not in ('all', 'image'):
+        raise ValueError(f"positions is 'all' or 'image', not {positions!r}")
     tables = [neurons] if isinstance(neurons, pd.DataFrame) else list(neurons)
     if isinstance(value, str) and value != 'zero' and any(value not in t for t in tables):
-        raise ValueError(f"value is 'zero', a number, or a column of the table, which {value!r} is not; "
-                         "a column `mean` is neurons.assign(mean=means[neurons.layer, neurons.unit]) with means from mean_activations")
-    with hold_neurons(mm, *_held(mm, tables, value), mm.image_positions if positions == 'image' else None): yield
+        raise ValueError(
+            f"value is 'zero', a number, or a column of the table, which {value!r} is not; "
+            "a column `mean` is neurons.assign(mean=means[neurons.layer, neurons.unit]) with means from mean_activations"
+        )
+    with hold_neurons(
+        mm, *_held(mm, tables, value), mm.image_positions if positions == 'image' else None
+    ):
+        yield
 
 # %% ../nbs/05_ablation.ipynb #91032ad7
 @torch.no_grad()
 def mean_activations(
-    mm:MultimodalLM, # the model
-    images, # PIL images, any number
-    batch:int=8, # pictures at a time
-) -> np.ndarray: # (layer, unit)
+    mm: MultimodalLM,  # the model
+    images,  # PIL images, any number
+    batch: int = 8,  # pictures at a time
+) -> np.ndarray:  # (layer, unit)
     "Each unit's mean activation over the image positions of some pictures"
     total, n, images = np.zeros((mm.n_layers, mm.n_units)), 0, iter(images)
-    def add(layer, acts): total[layer] += acts[:, mm.image_positions].double().sum((0, 1)).cpu().numpy()
+
+    def add(layer, acts):
+        total[layer] += acts[:, mm.image_positions].double().sum((0, 1)).cpu().numpy()
+
     while part := [im for _, im in zip(range(batch), images)]:
-        with hook_neurons(mm, add): mm(mm.embed(mm.soft_prompt(part)))
-        n += len(part)*mm.n_patches
-    if not n: raise ValueError('no pictures to take the mean over')
-    return total/n
+        with hook_neurons(mm, add):
+            mm(mm.embed(mm.soft_prompt(part)))
+        n += len(part) * mm.n_patches
+    if not n:
+        raise ValueError('no pictures to take the mean over')
+    return total / n
 
 # %% ../nbs/05_ablation.ipynb #f6e1126c
 @torch.no_grad()
 def target_probability(
-    mm:MultimodalLM, # the model, in whatever state it is
-    soft_prompt, # (row, patch, d_model): one picture, once or for several sets of neurons
-    target, # an `Attribution`, or whatever says which token after which text (`token_id`, `text_ids`)
-) -> torch.Tensor: # (row,)
+    mm: MultimodalLM,  # the model, in whatever state it is
+    soft_prompt,  # (row, patch, d_model): one picture, once or for several sets of neurons
+    target,  # an `Attribution`, or whatever says which token after which text (`token_id`, `text_ids`)
+) -> torch.Tensor:  # (row,)
     "Probability of the attributed token at the step where the intact model's caption came to it"
     return mm(mm.embed(soft_prompt, target.text_ids)).float().softmax(-1)[:, target.token_id]
 
 # %% ../nbs/05_ablation.ipynb #22d200f8
 PAPER_KS = 0, 50, 100, 200, 400, 800, 1600, 3200, 6400
 
+
 def paper_ks(
-    mm:MultimodalLM, # the model
-) -> tuple: # numbers of neurons
+    mm: MultimodalLM,  # the model
+) -> tuple:  # numbers of neurons
     "The paper's steps, as shares of this model's neurons (Figure 6: of 28 × 16,384)"
-    return tuple(dict.fromkeys(round(k*mm.n_layers*mm.n_units/(28*16384)) for k in PAPER_KS))
+    return tuple(
+        dict.fromkeys(round(k * mm.n_layers * mm.n_units / (28 * 16384)) for k in PAPER_KS)
+    )
 
 # %% ../nbs/05_ablation.ipynb #b6692ea5
 def random_ranking(
-    neurons:pd.DataFrame, # layer, unit, sign, best first
-    n_units:int, # neurons a layer, `mm.n_units`
-    seed:int=0, # of the draw
-) -> pd.DataFrame: # layer, unit, sign
+    neurons: pd.DataFrame,  # layer, unit, sign, best first
+    n_units: int,  # neurons a layer, `mm.n_units`
+    seed: int = 0,  # of the draw
+) -> pd.DataFrame:  # layer, unit, sign
     "Other neurons in an order like that of `neurons`: the n-th is of the layer of the n-th"
-    drawn, layers = random_neurons(neurons, n_units, seed), neurons[['layer']].reset_index(drop=True)
+    drawn, layers = (
+        random_neurons(neurons, n_units, seed),
+        neurons[['layer']].reset_index(drop=True),
+    )
     nth = [t.assign(nth=t.groupby('layer').cumcount()) for t in (layers, drawn)]
     ranked = nth[0].merge(nth[1], on=['layer', 'nth'], how='left').drop(columns='nth')
     missing = ranked.unit.isna()
@@ -96,17 +118,20 @@ def random_ranking(
 
 # %% ../nbs/05_ablation.ipynb #fc074d50
 def paper_arms(
-    mm:MultimodalLM, # the model
-    neurons:pd.DataFrame, # layer, unit, sign, best first
-    interpretable:pd.DataFrame|None=None, # the same of those that can be read
-    k:int|None=None, # the most that go in one arm; default: the last of `paper_ks`
-    seeds=(0, 1, 2), # of the random draws
-) -> dict: # arm → ranking; random: {seed: ranking}
+    mm: MultimodalLM,  # the model
+    neurons: pd.DataFrame,  # layer, unit, sign, best first
+    interpretable: pd.DataFrame | None = None,  # the same of those that can be read
+    k: int | None = None,  # the most that go in one arm; default: the last of `paper_ks`
+    seeds=(0, 1, 2),  # of the random draws
+) -> dict:  # arm → ranking; random: {seed: ranking}
     "Top, interpretable and random neurons, in the order in which they go"
     k = k or paper_ks(mm)[-1]
     arms = dict(top=neurons.head(k))
-    if interpretable is not None: arms['interpretable'] = interpretable.head(k)
-    return arms | dict(random={seed: random_ranking(neurons.head(k), mm.n_units, seed) for seed in seeds})
+    if interpretable is not None:
+        arms['interpretable'] = interpretable.head(k)
+    return arms | dict(
+        random={seed: random_ranking(neurons.head(k), mm.n_units, seed) for seed in seeds}
+    )
 
 # %% ../nbs/05_ablation.ipynb #ca3512f4
 def _points(arms, ks):
@@ -118,85 +143,134 @@ def _points(arms, ks):
 # %% ../nbs/05_ablation.ipynb #af3e1334
 class _Passing(LogitsProcessor):
     "Writes the target's probability into `p`, for the rows whose captions pass through the text before the target"
-    def __init__(self, target, p): self.text, self.token, self.p = torch.tensor(target.text_ids, dtype=torch.long, device=p.device), target.token_id, p
+
+    def __init__(self, target, p):
+        self.text, self.token, self.p = (
+            torch.tensor(target.text_ids, dtype=torch.long, device=p.device),
+            target.token_id,
+            p,
+        )
+
     def __call__(self, input_ids, scores):
         if input_ids.shape[1] == len(self.text):
             here = (input_ids == self.text).all(1)
             self.p[here] = scores[here].float().softmax(-1)[:, self.token]
         return scores
 
+
 @torch.no_grad()
 def _curve(mm, image, target, arms, ks, value, positions, caption, batch):
     "The curves of one picture"
     points, sets = list(_points(arms, ks)), {}
-    for arm, draw, k, neurons in points: sets.setdefault((arm, draw, k) if k else None, neurons)
+    for arm, draw, k, neurons in points:
+        sets.setdefault((arm, draw, k) if k else None, neurons)
     soft_prompt, keys, found = mm.soft_prompt([image]), list(sets), {}
-    for part in (keys[i:i + batch] for i in range(0, len(keys), batch)):
-        rows, texts, p = soft_prompt.expand(len(part), -1, -1), [None]*len(part), torch.full([len(part)], torch.nan, device=mm.device)
+    for part in (keys[i : i + batch] for i in range(0, len(keys), batch)):
+        rows, texts, p = (
+            soft_prompt.expand(len(part), -1, -1),
+            [None] * len(part),
+            torch.full([len(part)], torch.nan, device=mm.device),
+        )
         if caption:
-            with ablate(mm, [sets[key] for key in part], value, positions): ids = mm.caption_ids(rows, logits_processor=[_Passing(target, p)])
+            with ablate(mm, [sets[key] for key in part], value, positions):
+                ids = mm.caption_ids(rows, logits_processor=[_Passing(target, p)])
             texts = [mm.tokenizer.decode(i, skip_special_tokens=True).strip() for i in ids]
         if (rest := p.isnan()).any():
-            with ablate(mm, [sets[key] for key, r in zip(part, rest) if r], value, positions): p[rest] = target_probability(mm, rows[rest], target)
+            with ablate(mm, [sets[key] for key, r in zip(part, rest) if r], value, positions):
+                p[rest] = target_probability(mm, rows[rest], target)
         found |= {key: (q, t) for key, q, t in zip(part, p.tolist(), texts)}
-    return pd.DataFrame([(target.image_id, arm, draw, k, *found[(arm, draw, k) if k else None]) for arm, draw, k, _ in points],
-                        columns=['image_id', 'arm', 'draw', 'n_ablated', 'p_target', 'caption'])
+    return pd.DataFrame(
+        [
+            (target.image_id, arm, draw, k, *found[(arm, draw, k) if k else None])
+            for arm, draw, k, _ in points
+        ],
+        columns=['image_id', 'arm', 'draw', 'n_ablated', 'p_target', 'caption'],
+    )
 
 # %% ../nbs/05_ablation.ipynb #761f22b2
 def ablation_curve(
-    mm:MultimodalLM, # the model
-    images, # a PIL image, or an iterable of them
-    attributions, # of each picture: which token, after which text
-    arms, # {arm: ranking}, with {draw: ranking} where an arm has several; or a function that makes this from an attribution
-    ks=None, # how many neurons are gone; default `paper_ks`
-    value:str|float='zero', # as in `ablate`
-    positions:str='all', # as in `ablate`
-    caption:bool=True, # also write the caption again
-    batch:int=32, # sets of neurons at a time
-) -> pd.DataFrame: # image_id, arm, draw, n_ablated, p_target, caption
+    mm: MultimodalLM,  # the model
+    images,  # a PIL image, or an iterable of them
+    attributions,  # of each picture: which token, after which text
+    arms,  # {arm: ranking}, with {draw: ranking} where an arm has several; or a function that makes this from an attribution
+    ks=None,  # how many neurons are gone; default `paper_ks`
+    value: str | float = 'zero',  # as in `ablate`
+    positions: str = 'all',  # as in `ablate`
+    caption: bool = True,  # also write the caption again
+    batch: int = 32,  # sets of neurons at a time
+) -> pd.DataFrame:  # image_id, arm, draw, n_ablated, p_target, caption
     "The word's probability, and the caption, as more and more neurons are silent (Figure 6, S.3)"
     one = isinstance(images, Image.Image)
-    pairs = [(images, attributions)] if one else tqdm(zip(images, attributions), total=len(images) if hasattr(images, '__len__') else None, unit='picture')
-    curves = [_curve(mm, image, a, arms(a) if callable(arms) else arms, paper_ks(mm) if ks is None else ks, value, positions, caption, batch)
-              for image, a in pairs]
-    if not curves: raise ValueError('no pictures to draw a curve of')
+    pairs = (
+        [(images, attributions)]
+        if one
+        else tqdm(
+            zip(images, attributions),
+            total=len(images) if hasattr(images, '__len__') else None,
+            unit='picture',
+        )
+    )
+    curves = [
+        _curve(
+            mm,
+            image,
+            a,
+            arms(a) if callable(arms) else arms,
+            paper_ks(mm) if ks is None else ks,
+            value,
+            positions,
+            caption,
+            batch,
+        )
+        for image, a in pairs
+    ]
+    if not curves:
+        raise ValueError('no pictures to draw a curve of')
     return pd.concat(curves, ignore_index=True)
 
 # %% ../nbs/05_ablation.ipynb #64e095fe
 def against_original(
-    curves:pd.DataFrame, # from `ablation_curve`, with captions and the point 0
-    score, # `score(new captions, old captions)` → (n,)
-) -> pd.DataFrame: # `curves` with a column `score`
+    curves: pd.DataFrame,  # from `ablation_curve`, with captions and the point 0
+    score,  # `score(new captions, old captions)` → (n,)
+) -> pd.DataFrame:  # `curves` with a column `score`
     "Each caption's agreement with the intact model's (Table S.3)"
     intact = curves[curves.n_ablated == 0].groupby('image_id').caption.first()
-    if missing := set(curves.image_id) - set(intact.index): raise ValueError(f'{sorted(missing)[0]!r} has no point without ablation; put 0 into ks')
+    if missing := set(curves.image_id) - set(intact.index):
+        raise ValueError(f'{sorted(missing)[0]!r} has no point without ablation; put 0 into ks')
     return curves.assign(score=score(curves.caption.tolist(), curves.image_id.map(intact).tolist()))
 
 # %% ../nbs/05_ablation.ipynb #a9334987
 def relative(
-    curves:pd.DataFrame, # from `ablation_curve`, with the point 0
-) -> pd.DataFrame: # `curves` with a column `relative`
+    curves: pd.DataFrame,  # from `ablation_curve`, with the point 0
+) -> pd.DataFrame:  # `curves` with a column `relative`
     "The share of the intact model's probability that is left"
     intact = curves[curves.n_ablated == 0].groupby('image_id').p_target.first()
-    return curves.assign(relative=curves.p_target/curves.image_id.map(intact))
+    return curves.assign(relative=curves.p_target / curves.image_id.map(intact))
 
 # %% ../nbs/05_ablation.ipynb #c5b76da3
 def curve_means(
-    curves:pd.DataFrame, # image_id, arm, n_ablated and `column`
-    column:str='relative', # what is averaged
-) -> pd.DataFrame: # arm, n_ablated, mean, lo, hi, pictures
+    curves: pd.DataFrame,  # image_id, arm, n_ablated and `column`
+    column: str = 'relative',  # what is averaged
+) -> pd.DataFrame:  # arm, n_ablated, mean, lo, hi, pictures
     "Means over pictures with 95 % intervals"
-    each = curves.groupby(['arm', 'n_ablated', 'image_id'], sort=False)[column].mean().groupby(['arm', 'n_ablated'], sort=False)
+    each = (
+        curves.groupby(['arm', 'n_ablated', 'image_id'], sort=False)[column]
+        .mean()
+        .groupby(['arm', 'n_ablated'], sort=False)
+    )
     bands = each.agg(bootstrap)
-    return pd.DataFrame(dict(mean=each.mean(), lo=bands.str[0], hi=bands.str[1], pictures=each.size())).reset_index()
+    return pd.DataFrame(
+        dict(mean=each.mean(), lo=bands.str[0], hi=bands.str[1], pictures=each.size())
+    ).reset_index()
 
 # %% ../nbs/05_ablation.ipynb #8effee40
 COLOURS = '#3b6fb6', '#d1762c', '#4a9b5d', '#9b59a5', '#c0392b', '#8c6d4f', '#222222'
 
+
 def plot_curve(
-    curves:pd.DataFrame, # from `relative` or `against_original`
-    column:str='relative', # what is drawn
-    label:str='P(noun), relative to the intact model', # of the vertical axis
+    curves: pd.DataFrame,  # from `relative` or `against_original`
+    column: str = 'relative',  # what is drawn
+    label: str = 'P(noun), relative to the intact model',  # of the vertical axis
 ):
     "A mean over pictures against the number of silent neurons, with intervals; a matplotlib figure"
     table = curve_means(curves, column)
@@ -206,16 +280,23 @@ def plot_curve(
     for arm, t in table.groupby('arm', sort=False):
         x, colour = t.n_ablated.map(at), '#999999' if arm == 'random' else next(colours)
         ax.plot(x, t['mean'], marker='o', ms=4, color=colour, label=arm)
-        ax.fill_between(x, t.lo, t.hi, color=colour, alpha=.2)
-    ax.set(xticks=range(len(at)), xticklabels=at, xlabel='neurons switched off', ylabel=label, ylim=(0, None))
-    ax.spines[['top', 'right']].set_visible(False); ax.legend(frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
+        ax.fill_between(x, t.lo, t.hi, color=colour, alpha=0.2)
+    ax.set(
+        xticks=range(len(at)),
+        xticklabels=at,
+        xlabel='neurons switched off',
+        ylabel=label,
+        ylim=(0, None),
+    )
+    ax.spines[['top', 'right']].set_visible(False)
+    ax.legend(frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
     return fig
 
 # %% ../nbs/05_ablation.ipynb #a17554a0
 def units_to(
-    curves:pd.DataFrame, # from `relative`
-    share:float=.5, # of the intact probability
-) -> pd.DataFrame: # image_id, arm, draw, n_ablated; infinite where the curve stays above
+    curves: pd.DataFrame,  # from `relative`
+    share: float = 0.5,  # of the intact probability
+) -> pd.DataFrame:  # image_id, arm, draw, n_ablated; infinite where the curve stays above
     "The fewest neurons on each curve after which no more than `share` is left"
     below = curves[curves.relative <= share].groupby(['image_id', 'arm', 'draw']).n_ablated.min()
     every = curves.groupby(['image_id', 'arm', 'draw'], sort=False).size().index

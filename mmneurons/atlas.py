@@ -14,115 +14,203 @@ import numpy as np, pandas as pd, pyarrow.parquet as pq
 
 from . import __version__
 from .report import data_uri, hashed, heat_layer, neuron_name, show_token, templates
-from .sweep import read_table
+from .sweeps import read_table
 
 KEY = ['layer', 'unit', 'sign']
 
 # %% ../nbs/09a_atlas.ipynb #d23f0824
 def parts(
-    run, # folder
-    name:str, # of a table
-    columns=None, # which; default: all
+    run,  # folder
+    name: str,  # of a table
+    columns=None,  # which; default: all
 ):  # yields DataFrames
     "One block of a table after another"
-    for file in sorted((Path(run)/name).glob('[!.]*.parquet')): yield pq.read_table(file, columns=columns, use_threads=False).to_pandas()
+    for file in sorted((Path(run) / name).glob('[!.]*.parquet')):
+        yield pq.read_table(file, columns=columns, use_threads=False).to_pandas()
+
 
 def counted(
-    frames, # DataFrames
-    by:list, # columns
-) -> pd.Series: # index: the columns
+    frames,  # DataFrames
+    by: list,  # columns
+) -> pd.Series:  # index: the columns
     "How many rows there are of each kind, over all frames"
-    total = reduce(lambda total, n: total.add(n, fill_value=0), (frame.groupby(by).size() for frame in frames))
+    total = reduce(
+        lambda total, n: total.add(n, fill_value=0), (frame.groupby(by).size() for frame in frames)
+    )
     return total.astype(int).rename('pictures')
 
 # %% ../nbs/09a_atlas.ipynb #1818e811
 def leaders(
-    run, # folder, with the tasks attribute and decode
-    n:int=1000, # the most neurons
-) -> pd.DataFrame: # layer, unit, sign, pictures, tokens: most pictures first
+    run,  # folder, with the tasks attribute and decode
+    n: int = 1000,  # the most neurons
+) -> pd.DataFrame:  # layer, unit, sign, pictures, tokens: most pictures first
     "The readable neurons that are among the highest for most pictures"
-    read_table(run, 'watched')                                  # an error where there is no run
-    read = [part[part.interpretable] for part in parts(run, 'decoding', [*KEY, 'rank', 'token', 'interpretable'])]
-    if not read or not any((Path(run)/'neurons').glob('*.parquet')): raise ValueError(f'{run}: an atlas needs the tasks attribute and decode; give mmneurons sweep --tasks attribute,decode,masks')
-    tokens = pd.concat(read).sort_values([*KEY, 'rank']).groupby(KEY).token.agg(list).rename('tokens')
-    found = pd.concat([counted(parts(run, 'neurons', KEY), KEY), tokens], axis=1, join='inner').reset_index()
-    return found.sort_values(['pictures', *KEY], ascending=[False, True, True, True]).head(n).reset_index(drop=True)
+    read_table(run, 'watched')  # an error where there is no run
+    read = [
+        part[part.interpretable]
+        for part in parts(run, 'decoding', [*KEY, 'rank', 'token', 'interpretable'])
+    ]
+    if not read or not any((Path(run) / 'neurons').glob('*.parquet')):
+        raise ValueError(
+            f'{run}: an atlas needs the tasks attribute and decode; give mmneurons sweep --tasks attribute,decode,masks'
+        )
+    tokens = (
+        pd.concat(read).sort_values([*KEY, 'rank']).groupby(KEY).token.agg(list).rename('tokens')
+    )
+    found = pd.concat(
+        [counted(parts(run, 'neurons', KEY), KEY), tokens], axis=1, join='inner'
+    ).reset_index()
+    return (
+        found.sort_values(['pictures', *KEY], ascending=[False, True, True, True])
+        .head(n)
+        .reset_index(drop=True)
+    )
 
 # %% ../nbs/09a_atlas.ipynb #e8e25d94
 def best_pictures(
-    run, # folder
-    chosen:pd.DataFrame, # layer, unit, sign
-    k:int=8, # pictures a neuron
-) -> pd.DataFrame: # layer, unit, sign, image_id, score, and index, caption and noun of the picture; highest first
+    run,  # folder
+    chosen: pd.DataFrame,  # layer, unit, sign
+    k: int = 8,  # pictures a neuron
+) -> (
+    pd.DataFrame
+):  # layer, unit, sign, image_id, score, and index, caption and noun of the picture; highest first
     "The pictures that each neuron did most for"
     found = []
-    for neurons, images in zip(parts(run, 'neurons', ['image_id', *KEY, 'score']), parts(run, 'images', ['image_id', 'index', 'caption', 'noun'])):
-        found = [pd.concat([*found, neurons.merge(chosen[KEY], on=KEY).merge(images, on='image_id')])
-                 .sort_values('score', ascending=False, kind='stable').groupby(KEY).head(k)]
+    for neurons, images in zip(
+        parts(run, 'neurons', ['image_id', *KEY, 'score']),
+        parts(run, 'images', ['image_id', 'index', 'caption', 'noun']),
+    ):
+        found = [
+            pd.concat([*found, neurons.merge(chosen[KEY], on=KEY).merge(images, on='image_id')])
+            .sort_values('score', ascending=False, kind='stable')
+            .groupby(KEY)
+            .head(k)
+        ]
     return found[0].reset_index(drop=True)
 
+
 def categories(
-    run, # folder
-    chosen:pd.DataFrame, # layer, unit, sign
-) -> pd.DataFrame: # layer, unit, sign, noun, pictures; most frequent first
+    run,  # folder
+    chosen: pd.DataFrame,  # layer, unit, sign
+) -> pd.DataFrame:  # layer, unit, sign, noun, pictures; most frequent first
     "How often each neuron is among the highest for pictures of each noun"
-    both = zip(parts(run, 'neurons', ['image_id', *KEY]), parts(run, 'images', ['image_id', 'noun']))
-    found = counted((n.merge(chosen[KEY], on=KEY).merge(i, on='image_id') for n, i in both), [*KEY, 'noun'])
-    return found.reset_index().sort_values('pictures', ascending=False, kind='stable').reset_index(drop=True)
+    both = zip(
+        parts(run, 'neurons', ['image_id', *KEY]), parts(run, 'images', ['image_id', 'noun'])
+    )
+    found = counted(
+        (n.merge(chosen[KEY], on=KEY).merge(i, on='image_id') for n, i in both), [*KEY, 'noun']
+    )
+    return (
+        found.reset_index()
+        .sort_values('pictures', ascending=False, kind='stable')
+        .reset_index(drop=True)
+    )
 
 # %% ../nbs/09a_atlas.ipynb #1600a35a
 def heats(
-    run, # folder
-    best:pd.DataFrame, # from `best_pictures`
-) -> dict: # (layer, unit, sign, image_id): (row, column)
+    run,  # folder
+    best: pd.DataFrame,  # from `best_pictures`
+) -> dict:  # (layer, unit, sign, image_id): (row, column)
     "The maps of those pictures that the run recorded"
-    grid, wanted = json.loads((Path(run)/'run.json').read_text('utf-8'))['grid'], best[[*KEY, 'image_id']]
-    return {(m.layer, m.unit, m.sign, m.image_id): np.frombuffer(m.map, np.float16).astype(np.float32).reshape(grid)
-            for part in parts(run, 'maps') for m in part.merge(wanted, on=[*KEY, 'image_id']).itertuples()}
+    grid, wanted = (
+        json.loads((Path(run) / 'run.json').read_text('utf-8'))['grid'],
+        best[[*KEY, 'image_id']],
+    )
+    return {
+        (m.layer, m.unit, m.sign, m.image_id): np.frombuffer(m.map, np.float16)
+        .astype(np.float32)
+        .reshape(grid)
+        for part in parts(run, 'maps')
+        for m in part.merge(wanted, on=[*KEY, 'image_id']).itertuples()
+    }
 
 # %% ../nbs/09a_atlas.ipynb #11e20b8f
 def atlas_data(
-    neuron, # a row of `leaders`
-    page:str, # file that shows it in full
-    best:pd.DataFrame, # its rows of `best_pictures`
-    nouns:pd.DataFrame, # its rows of `categories`
-    maps:dict, # from `heats`
-) -> dict: # what the template shows
+    neuron,  # a row of `leaders`
+    page: str,  # file that shows it in full
+    best: pd.DataFrame,  # its rows of `best_pictures`
+    nouns: pd.DataFrame,  # its rows of `categories`
+    maps: dict,  # from `heats`
+) -> dict:  # what the template shows
     "Strings and numbers for one neuron"
     key = neuron.layer, neuron.unit, neuron.sign
     found = [maps.get((*key, i)) for i in best.image_id]
     every = np.stack([m for m in found if m is not None] or [np.zeros((1, 1))])
-    shots = [dict(p, file=f'pictures/{p["index"]:07}.jpg', heat=None if m is None else data_uri(heat_layer(m, np.median(every), every.max()), 'png'))
-             for p, m in zip(best.to_dict('records'), found)]
-    return dict(name=neuron_name(*key), id='n-%d-%d-%d' % key, page=page, layer=neuron.layer, pictures=neuron.pictures,
-                words=[show_token(t) for t in neuron.tokens], categories=nouns.head(5).to_dict('records'), best=shots)
+    shots = [
+        dict(
+            p,
+            file=f'pictures/{p["index"]:07}.jpg',
+            heat=None
+            if m is None
+            else data_uri(heat_layer(m, np.median(every), every.max()), 'png'),
+        )
+        for p, m in zip(best.to_dict('records'), found)
+    ]
+    return dict(
+        name=neuron_name(*key),
+        id='n-%d-%d-%d' % key,
+        page=page,
+        layer=neuron.layer,
+        pictures=neuron.pictures,
+        words=[show_token(t) for t in neuron.tokens],
+        categories=nouns.head(5).to_dict('records'),
+        best=shots,
+    )
+
 
 def write_pictures(
-    run, # folder
-    best:pd.DataFrame, # from `best_pictures`
-    out:Path, # folder
+    run,  # folder
+    best: pd.DataFrame,  # from `best_pictures`
+    out: Path,  # folder
 ):
     "The run's small copies of the pictures that are shown, a file each"
     out.mkdir(parents=True, exist_ok=True)
     for part in parts(run, 'images', ['index', 'thumbnail']):
         for index, small in part[part['index'].isin(best['index'])].itertuples(index=False):
-            if small: (out/f'{index:07}.jpg').write_bytes(small)
+            if small:
+                (out / f'{index:07}.jpg').write_bytes(small)
 
 # %% ../nbs/09a_atlas.ipynb #1738f7d9
 def atlas(
-    run, # folder of a run of `mmneurons sweep`
-    out=None, # folder to write; default: atlas, in the run's folder
-    n:int=1000, # the most neurons
-    each:int=40, # neurons a page
-) -> Path: # the index
+    run,  # folder of a run of `mmneurons sweep`
+    out=None,  # folder to write; default: atlas, in the run's folder
+    n: int = 1000,  # the most neurons
+    each: int = 40,  # neurons a page
+) -> Path:  # the index
     "Write the atlas of a run"
     chosen = leaders(run, n)
-    best, env, out = best_pictures(run, chosen), templates(), Path(out or Path(run)/'atlas')
-    write_pictures(run, best, out/'pictures')
-    maps, nouns, of = heats(run, best), *(dict([*t.groupby(KEY)]) for t in (categories(run, chosen), best))
-    neurons = [atlas_data(u, f'page-{i//each + 1:04}.html', of[u.layer, u.unit, u.sign], nouns[u.layer, u.unit, u.sign], maps) for i, u in enumerate(chosen.itertuples())]
-    about = json.loads((Path(run)/'run.json').read_text('utf-8'))
-    shown = dict(version=__version__, hash=hashed(env, 'atlas.js'), pictures=about['config']['thumbnail'] > 0, about=f"{about.get('model_name', about['lm'])} on {about['pictures']} pictures of {about.get('source', 'a data set')}.")
-    pages = {'index.html': neurons} | {f'page-{i//each + 1:04}.html': neurons[i:i + each] for i in range(0, len(neurons), each)}
-    for name, some in pages.items(): (out/name).write_text(env.get_template('atlas.html.j2').render(neurons=some, index=name == 'index.html', **shown), 'utf-8', 'replace')
-    return out/'index.html'
+    best, env, out = best_pictures(run, chosen), templates(), Path(out or Path(run) / 'atlas')
+    write_pictures(run, best, out / 'pictures')
+    maps, nouns, of = (
+        heats(run, best),
+        *(dict([*t.groupby(KEY)]) for t in (categories(run, chosen), best)),
+    )
+    neurons = [
+        atlas_data(
+            u,
+            f'page-{i // each + 1:04}.html',
+            of[u.layer, u.unit, u.sign],
+            nouns[u.layer, u.unit, u.sign],
+            maps,
+        )
+        for i, u in enumerate(chosen.itertuples())
+    ]
+    about = json.loads((Path(run) / 'run.json').read_text('utf-8'))
+    shown = dict(
+        version=__version__,
+        hash=hashed(env, 'atlas.js'),
+        pictures=about['config']['thumbnail'] > 0,
+        about=f"{about.get('model_name', about['lm'])} on {about['pictures']} pictures of {about.get('source', 'a data set')}.",
+    )
+    pages = {'index.html': neurons} | {
+        f'page-{i // each + 1:04}.html': neurons[i : i + each] for i in range(0, len(neurons), each)
+    }
+    for name, some in pages.items():
+        (out / name).write_text(
+            env.get_template('atlas.html.j2').render(
+                neurons=some, index=name == 'index.html', **shown
+            ),
+            'utf-8',
+            'replace',
+        )
+    return out / 'index.html'

@@ -24,31 +24,49 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from .data import content_words, nouns
-from .model import MultimodalLM, hold_neurons, hook_neurons, output_vectors, post_scale, readout
+from mmneurons.model import (
+    MultimodalLM,
+    hold_neurons,
+    hook_neurons,
+    output_vectors,
+    post_scale,
+    readout,
+)
 
 # %% ../nbs/02_attribution.ipynb #f1abd670
 def token_at(
-    mm:MultimodalLM, # its tokenizer
-    ids:list[int], # a caption's tokens
-    word:str, # a word in it
-) -> int | None: # index into `ids`
+    mm: MultimodalLM,  # its tokenizer
+    ids: list[int],  # a caption's tokens
+    word: str,  # a word in it
+) -> int | None:  # index into `ids`
     "Which token begins `word`; None where the caption does not contain it"
     text = mm.tokenizer.decode(ids)
     found = re.search(rf'\b{re.escape(word)}\b', text, re.IGNORECASE)
-    if not found: return None
-    return next(i for i in range(len(ids)) if len(mm.tokenizer.decode(ids[:i + 1]).rstrip('\ufffd')) > found.start())
+    if not found:
+        return None
+    return next(
+        i
+        for i in range(len(ids))
+        if len(mm.tokenizer.decode(ids[: i + 1]).rstrip('\ufffd')) > found.start()
+    )
 
 # %% ../nbs/02_attribution.ipynb #0716d970
 @torch.no_grad()
 def likeliest_word(
-    mm:MultimodalLM, # the model
-    soft_prompt, # (1, patch, d_model)
-    ids:list[int], # a caption's tokens
-    words:list[str], # words of the caption
-) -> str: # one of `words`
+    mm: MultimodalLM,  # the model
+    soft_prompt,  # (1, patch, d_model)
+    ids: list[int],  # a caption's tokens
+    words: list[str],  # words of the caption
+) -> str:  # one of `words`
     "The word whose first token had the highest probability when the caption came to it"
     at = {w: i for w in words if (i := token_at(mm, ids, w)) is not None}
-    logits = mm.lm(inputs_embeds=mm.embed(soft_prompt, ids), logits_to_keep=len(ids) + 1, use_cache=False).logits[0].float()
+    logits = (
+        mm.lm(
+            inputs_embeds=mm.embed(soft_prompt, ids), logits_to_keep=len(ids) + 1, use_cache=False
+        )
+        .logits[0]
+        .float()
+    )
     probs = logits.softmax(-1)
     return max(at, key=lambda w: probs[at[w], ids[at[w]]])
 
@@ -56,220 +74,311 @@ def likeliest_word(
 @dataclass
 class Target:
     "A word to attribute: which token, after which text"
-    word: str        # the word
-    token_id: int    # its first token
-    text_ids: list[int] # caption tokens before it
-    notes: list[str] = field(default_factory=list) # what had to be decided on the way
+
+    word: str  # the word
+    token_id: int  # its first token
+    text_ids: list[int]  # caption tokens before it
+    notes: list[str] = field(default_factory=list)  # what had to be decided on the way
 
 # %% ../nbs/02_attribution.ipynb #b3f0c7f6
 def first_token(
-    mm:MultimodalLM, # its tokenizer
-    word:str|int, # a word as it would stand in a sentence, or a token id
-    notes:list[str], # gets a line where the word has several tokens
+    mm: MultimodalLM,  # its tokenizer
+    word: str | int,  # a word as it would stand in a sentence, or a token id
+    notes: list[str],  # gets a line where the word has several tokens
 ) -> int:
     "The token that begins `word` after a blank; a token id is itself, if there is such a token"
     n_vocab = len(mm.lm.get_output_embeddings().weight)
-    if isinstance(word, int) and not 0 <= word < n_vocab: raise ValueError(f'token {word} is outside the vocabulary of {n_vocab}')
-    if isinstance(word, int): return word
+    if isinstance(word, int) and not 0 <= word < n_vocab:
+        raise ValueError(f'token {word} is outside the vocabulary of {n_vocab}')
+    if isinstance(word, int):
+        return word
     ids = mm.tokenizer(f' {word}', add_special_tokens=False).input_ids
-    if not ids: raise ValueError(f'{word!r} has no token')
-    if len(ids) > 1: notes.append(f'{word!r} is {len(ids)} tokens; its first, {mm.tokenizer.decode(ids[:1])!r}, is attributed')
+    if not ids:
+        raise ValueError(f'{word!r} has no token')
+    if len(ids) > 1:
+        notes.append(
+            f'{word!r} is {len(ids)} tokens; its first, {mm.tokenizer.decode(ids[:1])!r}, is attributed'
+        )
     return ids[0]
 
 # %% ../nbs/02_attribution.ipynb #91032ad7
 def choose_target(
-    mm:MultimodalLM, # the model
-    soft_prompt, # (1, patch, d_model)
-    ids:list[int], # the caption's tokens
-    word:str|int|None=None, # a word, or a token id, of the user's choice; default: the caption's first noun
+    mm: MultimodalLM,  # the model
+    soft_prompt,  # (1, patch, d_model)
+    ids: list[int],  # the caption's tokens
+    word: str
+    | int
+    | None = None,  # a word, or a token id, of the user's choice; default: the caption's first noun
 ) -> Target:
     "The word to attribute and the step to attribute it at"
     text, notes = mm.tokenizer.decode(ids), []
-    if isinstance(word, SupportsIndex): word = int(word)                 # also of numpy or torch
-    if isinstance(word, str) and not (word := word.strip()): raise ValueError('the target is an empty word')
-    if isinstance(word, int) and word in ids: return Target(mm.tokenizer.decode([word]).strip(), word, ids[:ids.index(word)])
-    if isinstance(word, str) and (step := token_at(mm, ids, word)) is not None: return Target(word, ids[step], ids[:step], whole(mm, ids, step, word))
-    def there(words): return [w for w in words if token_at(mm, ids, w) is not None]          # not the "km" of "10km"
+    if isinstance(word, SupportsIndex):
+        word = int(word)  # also of numpy or torch
+    if isinstance(word, str) and not (word := word.strip()):
+        raise ValueError('the target is an empty word')
+    if isinstance(word, int) and word in ids:
+        return Target(mm.tokenizer.decode([word]).strip(), word, ids[: ids.index(word)])
+    if isinstance(word, str) and (step := token_at(mm, ids, word)) is not None:
+        return Target(word, ids[step], ids[:step], whole(mm, ids, step, word))
+
+    def there(words):
+        return [w for w in words if token_at(mm, ids, w) is not None]  # not the "km" of "10km"
+
     noun = next(iter(there(nouns(text))), None)
     if noun is None and (others := there(content_words(text))):
         noun = likeliest_word(mm, soft_prompt, ids, others)
-        if word is None: notes.append(f'the caption {text.strip()!r} has no noun; its likeliest content word, {noun!r}, is attributed')
+        if word is None:
+            notes.append(
+                f'the caption {text.strip()!r} has no noun; its likeliest content word, {noun!r}, is attributed'
+            )
     step = token_at(mm, ids, noun) or 0 if noun else 0
-    if word is None and noun: return Target(noun, ids[step], ids[:step], notes + whole(mm, ids, step, noun))
-    if word is None: raise ValueError(f'the caption {text.strip()!r} has no word to attribute; name one with target')
+    if word is None and noun:
+        return Target(noun, ids[step], ids[:step], notes + whole(mm, ids, step, noun))
+    if word is None:
+        raise ValueError(
+            f'the caption {text.strip()!r} has no word to attribute; name one with target'
+        )
     where = f'where the caption says {noun!r}' if noun else 'at the first step'
     token = first_token(mm, word, notes)
     said = mm.tokenizer.decode([word]).strip() if isinstance(word, int) else word
-    notes.append(f'the caption {text.strip()!r} does not contain {said!r}; it is attributed {where}')
+    notes.append(
+        f'the caption {text.strip()!r} does not contain {said!r}; it is attributed {where}'
+    )
     return Target(said, token, ids[:step], notes)
 
 # %% ../nbs/02_attribution.ipynb #472b07b9
 def whole(
-    mm:MultimodalLM, # its tokenizer
-    ids:list[int], # a caption's tokens
-    step:int, # where the word begins
-    word:str, # the word
-) -> list[str]: # a note, or none
+    mm: MultimodalLM,  # its tokenizer
+    ids: list[int],  # a caption's tokens
+    step: int,  # where the word begins
+    word: str,  # the word
+) -> list[str]:  # a note, or none
     "A note if the token at `step` is only the beginning of `word`"
-    piece = mm.tokenizer.decode(ids[:step + 1])[len(mm.tokenizer.decode(ids[:step])):].strip()
-    return [] if piece.lower() == word.lower() else [f'{word!r} is several tokens; its first, {piece!r}, is attributed']
+    piece = mm.tokenizer.decode(ids[: step + 1])[len(mm.tokenizer.decode(ids[:step])) :].strip()
+    return (
+        []
+        if piece.lower() == word.lower()
+        else [f'{word!r} is several tokens; its first, {piece!r}, is attributed']
+    )
 
 # %% ../nbs/02_attribution.ipynb #d435a6cd
 def choose_targets(
-    mm:MultimodalLM, # the model
-    soft_prompt, # (1, patch, d_model)
-    ids:list[int], # the caption's tokens
-    target=None, # as in `attribute`: None, a word, a token id, a `Target`, a list of those, or "*"
+    mm: MultimodalLM,  # the model
+    soft_prompt,  # (1, patch, d_model)
+    ids: list[int],  # the caption's tokens
+    target=None,  # as in `attribute`: None, a word, a token id, a `Target`, a list of those, or "*"
 ) -> list[Target]:
     "All the words to attribute in one caption"
-    if target == '*': target = [w for w in dict.fromkeys(content_words(mm.tokenizer.decode(ids))) if token_at(mm, ids, w) is not None] or None
+    if target == '*':
+        target = [
+            w
+            for w in dict.fromkeys(content_words(mm.tokenizer.decode(ids)))
+            if token_at(mm, ids, w) is not None
+        ] or None
     many = target if isinstance(target, (list, tuple)) else [target]
-    if not many: raise ValueError('target is an empty list')
+    if not many:
+        raise ValueError('target is an empty list')
     for t in many:
-        if isinstance(t, Target): first_token(mm, t.token_id, t.notes)
+        if isinstance(t, Target):
+            first_token(mm, t.token_id, t.notes)
     return [t if isinstance(t, Target) else choose_target(mm, soft_prompt, ids, t) for t in many]
 
 # %% ../nbs/02_attribution.ipynb #f6e1126c
 POSITIONS = 'image', 'text', 'predicting', 'all'
 
+
 def places(
-    mm:MultimodalLM, # the model
-    target:Target, # the word, and the text before it
-    positions='image', # one of `POSITIONS`, or a slice of the sequence
-) -> slice: # of the sequence
+    mm: MultimodalLM,  # the model
+    target: Target,  # the word, and the text before it
+    positions='image',  # one of `POSITIONS`, or a slice of the sequence
+) -> slice:  # of the sequence
     "Which positions are looked at"
-    if isinstance(positions, slice): return positions
+    if isinstance(positions, slice):
+        return positions
     start, end = mm.image_positions.start, mm.image_positions.stop
     last = end + len(mm.after) + len(target.text_ids) - 1
-    kinds = dict(image=slice(start, end), text=slice(end, last), predicting=slice(last, last + 1), all=slice(0, last + 1))
-    if positions not in kinds: raise ValueError(f'positions is one of {", ".join(POSITIONS)}, not {positions!r}')
-    if kinds[positions].start >= kinds[positions].stop: raise ValueError(f'there is no text between the picture and {target.word!r}')
+    kinds = dict(
+        image=slice(start, end),
+        text=slice(end, last),
+        predicting=slice(last, last + 1),
+        all=slice(0, last + 1),
+    )
+    if positions not in kinds:
+        raise ValueError(f'positions is one of {", ".join(POSITIONS)}, not {positions!r}')
+    if kinds[positions].start >= kinds[positions].stop:
+        raise ValueError(f'there is no text between the picture and {target.word!r}')
     return kinds[positions]
 
 # %% ../nbs/02_attribution.ipynb #0a57cb53
 def batch_inputs(
-    mm:MultimodalLM, # the model
-    soft_prompt, # (batch, patch, d_model)
-    targets:list[list[Target]], # of each picture
-) -> tuple: # vectors (batch, position, d_model); (row, position) at which each target is predicted
+    mm: MultimodalLM,  # the model
+    soft_prompt,  # (batch, patch, d_model)
+    targets: list[list[Target]],  # of each picture
+) -> tuple:  # vectors (batch, position, d_model); (row, position) at which each target is predicted
     "One sequence a picture, long enough for all of its targets"
-    if soft_prompt.shape[1] != mm.n_patches: raise ValueError(f'{soft_prompt.shape[1]} image vectors, but the model has {mm.n_patches} patches')
+    if soft_prompt.shape[1] != mm.n_patches:
+        raise ValueError(
+            f'{soft_prompt.shape[1]} image vectors, but the model has {mm.n_patches} patches'
+        )
     texts = [max((t.text_ids for t in ts), key=len) for ts in targets]
     for t, text in ((t, text) for ts, text in zip(targets, texts) for t in ts):
-        if t.text_ids != text[:len(t.text_ids)]: raise ValueError('the targets of one picture must belong to one caption')
+        if t.text_ids != text[: len(t.text_ids)]:
+            raise ValueError('the targets of one picture must belong to one caption')
     n = max(map(len, texts))
-    x = torch.cat([mm.embed(p[None], [*text, *[0]*(n - len(text))]) for p, text in zip(soft_prompt, texts)])
-    return x, [(row, places(mm, t, 'predicting').start) for row, ts in enumerate(targets) for t in ts]
+    x = torch.cat(
+        [mm.embed(p[None], [*text, *[0] * (n - len(text))]) for p, text in zip(soft_prompt, texts)]
+    )
+    return x, [
+        (row, places(mm, t, 'predicting').start) for row, ts in enumerate(targets) for t in ts
+    ]
 
 # %% ../nbs/02_attribution.ipynb #7719a1c7
 @contextmanager
 def logits_at(
-    mm:MultimodalLM, # the model
-    at:list[tuple[int, int]], # (row, position)
-    tokens:list[int]|None=None, # one for each of `at`: only its logit will be differentiated
+    mm: MultimodalLM,  # the model
+    at: list[tuple[int, int]],  # (row, position)
+    tokens: list[int] | None = None,  # one for each of `at`: only its logit will be differentiated
 ):
     "While open, the model's logits are those of the positions `at`: (len(at), 1, vocab)"
     head, (rows, steps) = mm.lm.get_output_embeddings(), (torch.tensor(i) for i in zip(*at))
+
     def one_column(head, args, logits):
         "The same numbers; the backward pass to the hidden state reads a row of the head's weights for each, not all of them"
-        own, i = (args[0][:, 0]*head.weight[tokens]).sum(-1), torch.arange(len(tokens))
+        own, i = (args[0][:, 0] * head.weight[tokens]).sum(-1), torch.arange(len(tokens))
         out = logits.detach().clone()
         out[i, 0, tokens] += own - own.detach()
         return out
+
     handles = [head.register_forward_pre_hook(lambda head, args: (args[0][rows, steps][:, None],))]
-    if tokens and not head.weight.is_meta: handles.append(head.register_forward_hook(one_column))      # meta: kept elsewhere by device_map
-    try: yield
+    if tokens and not head.weight.is_meta:
+        handles.append(head.register_forward_hook(one_column))  # meta: kept elsewhere by device_map
+    try:
+        yield
     finally:
-        for h in handles: h.remove()
+        for h in handles:
+            h.remove()
 
 # %% ../nbs/02_attribution.ipynb #22d200f8
 def _forward(mm, soft_prompt, targets, tap, at='post'):
     "The logits (target, vocab), while `tap(layer, activations)` looks on"
     x, steps = batch_inputs(mm, soft_prompt, targets)
     tokens = [t.token_id for ts in targets for t in ts]
-    with hook_neurons(mm, tap, at=at), logits_at(mm, steps, tokens): return mm.lm(inputs_embeds=x, use_cache=False).logits[:, 0]
+    with hook_neurons(mm, tap, at=at), logits_at(mm, steps, tokens):
+        return mm.lm(inputs_embeds=x, use_cache=False).logits[:, 0]
 
 # %% ../nbs/02_attribution.ipynb #63266754
 def _dimmed(mm, z, targets, positions, dim):
     "Factors (batch, position, 1): `dim` where each picture's target is looked at, 0 elsewhere"
     scale = z.new_zeros(*z.shape[:2], 1)
-    for row, (t,) in enumerate(targets): scale[row, places(mm, t, positions)] = dim
+    for row, (t,) in enumerate(targets):
+        scale[row, places(mm, t, positions)] = dim
     return scale
 
 # %% ../nbs/02_attribution.ipynb #b6692ea5
 def passes(
-    mm:MultimodalLM, # the model
-    soft_prompt, # (batch, patch, d_model)
-    targets:list[list[Target]], # of each picture
-    each, # `each(layer, row, i, scores, activations)`, both (position, unit), called as the backward pass runs
-    positions:str='image', # where, as in `places`
-    at:str='pre', # 'pre': Z; 'post': A
-    base=None, # {layer: activations (batch, position, unit)} to compare with; default: zero
-    dim:float=1., # how much of the way from `base` to the activations is gone, at those positions
-) -> torch.Tensor: # logits (target, vocab), the pictures' targets one after the other
+    mm: MultimodalLM,  # the model
+    soft_prompt,  # (batch, patch, d_model)
+    targets: list[list[Target]],  # of each picture
+    each,  # `each(layer, row, i, scores, activations)`, both (position, unit), called as the backward pass runs
+    positions: str = 'image',  # where, as in `places`
+    at: str = 'pre',  # 'pre': Z; 'post': A
+    base=None,  # {layer: activations (batch, position, unit)} to compare with; default: zero
+    dim: float = 1.0,  # how much of the way from `base` to the activations is gone, at those positions
+) -> torch.Tensor:  # logits (target, vocab), the pictures' targets one after the other
     "Activation times gradient: one forward pass, and one backward pass for the i-th target of every picture"
-    flat, now, seen = [(row, i, t) for row, ts in enumerate(targets) for i, t in enumerate(ts)], [], set()
+    flat, now, seen = (
+        [(row, i, t) for row, ts in enumerate(targets) for i, t in enumerate(ts)],
+        [],
+        set(),
+    )
+
     def tap(layer, z):
-        if not z.requires_grad: z = z.detach().requires_grad_()          # the backward pass ends here
-        out = z if dim == 1 else z - (z - base[layer] if base else z)*_dimmed(mm, z, targets, positions, 1 - dim)
-        value = z.detach()                                               # a hook that held z itself would keep it alive
+        if not z.requires_grad:
+            z = z.detach().requires_grad_()  # the backward pass ends here
+        out = (
+            z
+            if dim == 1
+            else z - (z - base[layer] if base else z) * _dimmed(mm, z, targets, positions, 1 - dim)
+        )
+        value = z.detach()  # a hook that held z itself would keep it alive
         out.register_hook(lambda g: take(layer, value, g))
         return out
+
     def take(layer, z, g):
         seen.add(layer)
         for row, i, t in now:
             p = places(mm, t, positions)
             change = z[row, p] - base[layer][row, p] if base else z[row, p]
-            each(layer, row, i, change.float()*(g[row, p].float()/boost), z[row, p])
-    with torch.enable_grad(): logits = _forward(mm, soft_prompt, targets, tap, at)
-    rounds, boost = max(map(len, targets)), 1024 if logits.dtype == torch.float16 else 1      # half precision has no gradients below 6e-8
+            each(layer, row, i, change.float() * (g[row, p].float() / boost), z[row, p])
+
+    with torch.enable_grad():
+        logits = _forward(mm, soft_prompt, targets, tap, at)
+    rounds, boost = (
+        max(map(len, targets)),
+        1024 if logits.dtype == torch.float16 else 1,
+    )  # half precision has no gradients below 6e-8
     for n in range(rounds):
         now[:] = [(row, i, t) for row, i, t in flat if i == n]
-        y = logits[[j for j, (_, i, _) in enumerate(flat) if i == n], [t.token_id for *_, t in now]].sum()
-        (y*boost).backward(retain_graph=n + 1 < rounds)
-    if missing := set(range(mm.n_layers)) - seen: raise RuntimeError(f'no gradient reached layers {sorted(missing)}: is the row in FAMILIES right?')
+        y = logits[
+            [j for j, (_, i, _) in enumerate(flat) if i == n], [t.token_id for *_, t in now]
+        ].sum()
+        (y * boost).backward(retain_graph=n + 1 < rounds)
+    if missing := set(range(mm.n_layers)) - seen:
+        raise RuntimeError(
+            f'no gradient reached layers {sorted(missing)}: is the row in FAMILIES right?'
+        )
     return logits.detach()
 
 # %% ../nbs/02_attribution.ipynb #972a67c4
 def patch_scores(
-    mm:MultimodalLM, # the model
-    soft_prompt, # (1, patch, d_model)
-    target:Target, # the word and the text before it
-    each, # `each(layer, scores, activations)`, both (position, unit), called as the backward pass runs
-    positions:str='image', # where, as in `places`
-) -> torch.Tensor: # logits (vocab,)
+    mm: MultimodalLM,  # the model
+    soft_prompt,  # (1, patch, d_model)
+    target: Target,  # the word and the text before it
+    each,  # `each(layer, scores, activations)`, both (position, unit), called as the backward pass runs
+    positions: str = 'image',  # where, as in `places`
+) -> torch.Tensor:  # logits (vocab,)
     "Eq. 2 for every neuron at every patch of one picture"
-    return passes(mm, soft_prompt, [[target]], lambda layer, row, i, scores, acts: each(layer, scores, acts), positions)[0]
+    return passes(
+        mm,
+        soft_prompt,
+        [[target]],
+        lambda layer, row, i, scores, acts: each(layer, scores, acts),
+        positions,
+    )[0]
 
 # %% ../nbs/02_attribution.ipynb #cb7a1d77
 @dataclass
 class Attribution:
     "What each neuron did for one word of one caption"
-    scores: torch.Tensor     # (layer, unit): the score, reduced over positions
-    patch: torch.Tensor      # (layer, unit): where the score is largest; before the picture negative, behind it `n_patches` and more
-    activation: torch.Tensor # (layer, unit): the activation there
-    caption: str             # the whole caption
-    target: str              # the word
-    token: str               # its attributed token
-    token_id: int            # id of that token
-    text_ids: list[int]      # caption tokens that come before it
-    prob: float              # probability of the token at that step
-    notes: list[str]         # what had to be decided on the way
-    image_id: str = ''       # name of the picture
-    method: str = 'grad_x_act' # one of `METHODS`
-    positions: str = 'image' # one of `POSITIONS`
-    reduce: str = 'max'      # over positions
-    full: torch.Tensor|None = None # (layer, unit, position), where it was asked for
-    gated: bool = True       # whether the model's MLPs are: then a negative activation writes the opposite of the unit's vector
 
-    def __repr__(self): return f'Attribution({self.image_id} {self.caption!r}: {self.target!r} with P = {self.prob:.2f})'
+    scores: torch.Tensor  # (layer, unit): the score, reduced over positions
+    patch: torch.Tensor  # (layer, unit): where the score is largest; before the picture negative, behind it `n_patches` and more
+    activation: torch.Tensor  # (layer, unit): the activation there
+    caption: str  # the whole caption
+    target: str  # the word
+    token: str  # its attributed token
+    token_id: int  # id of that token
+    text_ids: list[int]  # caption tokens that come before it
+    prob: float  # probability of the token at that step
+    notes: list[str]  # what had to be decided on the way
+    image_id: str = ''  # name of the picture
+    method: str = 'grad_x_act'  # one of `METHODS`
+    positions: str = 'image'  # one of `POSITIONS`
+    reduce: str = 'max'  # over positions
+    full: torch.Tensor | None = None  # (layer, unit, position), where it was asked for
+    gated: bool = True  # whether the model's MLPs are: then a negative activation writes the opposite of the unit's vector
+
+    def __repr__(self):
+        return f'Attribution({self.image_id} {self.caption!r}: {self.target!r} with P = {self.prob:.2f})'
 
 # %% ../nbs/02_attribution.ipynb #ca3512f4
 _TENSORS = 'scores', 'patch', 'activation', 'full'
 
+
 @patch
-def save(self:Attribution,
-    file, # path to write, `*.safetensors`
+def save(
+    self: Attribution,
+    file,  # path to write, `*.safetensors`
 ):
     "Write everything into one file"
     tensors = {k: v.contiguous() for k in _TENSORS if (v := getattr(self, k)) is not None}
@@ -278,155 +387,266 @@ def save(self:Attribution,
 
 # %% ../nbs/02_attribution.ipynb #af3e1334
 @patch(cls_method=True)
-def load(cls:Attribution,
-    file, # written by `save`
+def load(
+    cls: Attribution,
+    file,  # written by `save`
 ) -> Attribution:
     "Read what `save` wrote"
-    with safe_open(file, 'pt') as f: tensors, info = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
-    if 'attribution' not in info: raise ValueError(f'{file} holds no attribution')
+    with safe_open(file, 'pt') as f:
+        tensors, info = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
+    if 'attribution' not in info:
+        raise ValueError(f'{file} holds no attribution')
     return Attribution(**tensors, **json.loads(info['attribution']))
 
 # %% ../nbs/02_attribution.ipynb #92cfceb3
 def top_neurons(
-    a:Attribution, # scores of one picture
-    k:int=100, # how many
-    specific=None, # a reference to rank against: mean scores (layer, unit), or Attributions of other pictures; None: rank by the score itself
-    interpretable:pd.DataFrame|None=None, # keep only these: columns layer, unit, sign (and `interpretable`, of which only the true rows count)
-) -> pd.DataFrame: # image_id, target, layer, unit, sign, patch, score, activation, rank
+    a: Attribution,  # scores of one picture
+    k: int = 100,  # how many
+    specific=None,  # a reference to rank against: mean scores (layer, unit), or Attributions of other pictures; None: rank by the score itself
+    interpretable: pd.DataFrame
+    | None = None,  # keep only these: columns layer, unit, sign (and `interpretable`, of which only the true rows count)
+) -> pd.DataFrame:  # image_id, target, layer, unit, sign, patch, score, activation, rank
     "The `k` neurons with the highest scores, or with the scores furthest above their usual ones"
-    if isinstance(specific, bool): raise TypeError('specific is what to rank against: mean scores (layer, unit), or Attributions of other pictures')
-    if isinstance(interpretable, bool): raise TypeError('interpretable is a table of neurons, such as decode gives')
-    usual = specific if specific is None or torch.is_tensor(specific) else torch.stack([o.scores for o in specific]).mean(0)
+    if isinstance(specific, bool):
+        raise TypeError(
+            'specific is what to rank against: mean scores (layer, unit), or Attributions of other pictures'
+        )
+    if isinstance(interpretable, bool):
+        raise TypeError('interpretable is a table of neurons, such as decode gives')
+    usual = (
+        specific
+        if specific is None or torch.is_tensor(specific)
+        else torch.stack([o.scores for o in specific]).mean(0)
+    )
     rank_by = a.scores if usual is None else a.scores - usual
-    sign = torch.where((a.activation < 0) & torch.tensor(a.gated), -1., 1.)
-    if interpretable is not None: rank_by = rank_by.where(_listed(interpretable, sign), -torch.inf)
-    rank_by = rank_by.where(rank_by.isfinite(), -torch.inf)              # of exact effects: -inf - -inf, which topk would put first
+    sign = torch.where((a.activation < 0) & torch.tensor(a.gated), -1.0, 1.0)
+    if interpretable is not None:
+        rank_by = rank_by.where(_listed(interpretable, sign), -torch.inf)
+    rank_by = rank_by.where(
+        rank_by.isfinite(), -torch.inf
+    )  # of exact effects: -inf - -inf, which topk would put first
     best = rank_by.flatten().topk(min(k, int(rank_by.isfinite().sum()))).indices
-    columns = dict(layer=best//a.scores.shape[1], unit=best % a.scores.shape[1], sign=sign.flatten()[best].int(), patch=a.patch.flatten()[best],
-                   score=a.scores.flatten()[best], activation=a.activation.flatten()[best])
-    return pd.DataFrame(dict(image_id=a.image_id, target=a.target, **{c: v.tolist() for c, v in columns.items()}, rank=range(1, len(best) + 1)))
+    columns = dict(
+        layer=best // a.scores.shape[1],
+        unit=best % a.scores.shape[1],
+        sign=sign.flatten()[best].int(),
+        patch=a.patch.flatten()[best],
+        score=a.scores.flatten()[best],
+        activation=a.activation.flatten()[best],
+    )
+    return pd.DataFrame(
+        dict(
+            image_id=a.image_id,
+            target=a.target,
+            **{c: v.tolist() for c, v in columns.items()},
+            rank=range(1, len(best) + 1),
+        )
+    )
 
 # %% ../nbs/02_attribution.ipynb #0286dd55
 def _listed(table, sign):
     "Which neurons, (layer, unit) with this sign, stand in a table of neurons"
-    if 'interpretable' in table: table = table[table.interpretable]
+    if 'interpretable' in table:
+        table = table[table.interpretable]
     at = torch.zeros(*sign.shape, 2, dtype=torch.bool)
-    at[torch.tensor(table.layer.to_numpy()), torch.tensor(table.unit.to_numpy()), torch.tensor((table.sign > 0).to_numpy().astype(int))] = True
+    at[
+        torch.tensor(table.layer.to_numpy()),
+        torch.tensor(table.unit.to_numpy()),
+        torch.tensor((table.sign > 0).to_numpy().astype(int)),
+    ] = True
     return at.gather(-1, (sign > 0).long()[..., None])[..., 0]
 
 # %% ../nbs/02_attribution.ipynb #fb644351
 @patch
-def _repr_html_(self:Attribution):
-    text = re.sub(rf'(?i)\b({re.escape(self.target)})\b', r'<b>\1</b>', escape(self.caption), count=1)
+def _repr_html_(self: Attribution):
+    text = re.sub(
+        rf'(?i)\b({re.escape(self.target)})\b', r'<b>\1</b>', escape(self.caption), count=1
+    )
     top = top_neurons(self, 5)[['layer', 'unit', 'sign', 'patch', 'score']]
     how = f'P({escape(self.token.strip())}) = {self.prob:.2f}; {self.method} at the {self.positions} positions, {self.reduce} over them'
-    return f'<p>{escape(self.image_id)} “{text}” — {how}</p>{top.to_html(index=False, float_format="%.3f")}' + ''.join(f'<p><i>{escape(n)}</i></p>' for n in self.notes)
+    return (
+        f'<p>{escape(self.image_id)} “{text}” — {how}</p>{top.to_html(index=False, float_format="%.3f")}'
+        + ''.join(f'<p><i>{escape(n)}</i></p>' for n in self.notes)
+    )
 
 # %% ../nbs/02_attribution.ipynb #827bfc45
 def _grad_x_act(mm, images, soft_prompt, targets, each, positions, at='pre'):
-    n = max(1, 400//mm.n_patches) if mm.device.type == 'cpu' else len(targets)
-    def some(r): return passes(mm, soft_prompt[r:r + n], targets[r:r + n], lambda layer, row, *found: each(layer, r + row, *found), positions, at)
+    n = max(1, 400 // mm.n_patches) if mm.device.type == 'cpu' else len(targets)
+
+    def some(r):
+        return passes(
+            mm,
+            soft_prompt[r : r + n],
+            targets[r : r + n],
+            lambda layer, row, *found: each(layer, r + row, *found),
+            positions,
+            at,
+        )
+
     return torch.cat([some(r) for r in range(0, len(targets), n)])
 
 # %% ../nbs/02_attribution.ipynb #2e01e174
 def counterfactual_images(
-    images:list, # PIL images
-    kind='blur', # 'blur', 'mean', a PIL image, or a list of them
+    images: list,  # PIL images
+    kind='blur',  # 'blur', 'mean', a PIL image, or a list of them
 ) -> list:
     "What each picture is compared with"
-    if isinstance(kind, Image.Image): return [kind]*len(images)
-    if isinstance(kind, (list, tuple)) and len(kind) == len(images): return list(kind)
-    if kind not in ('blur', 'mean'): raise ValueError(f"counterfactual is 'blur', 'mean', a picture, or {len(images)} of them, not {kind!r}")
-    if kind == 'blur': return [im.convert('RGB').filter(ImageFilter.GaussianBlur(max(im.size)/8)) for im in images]
+    if isinstance(kind, Image.Image):
+        return [kind] * len(images)
+    if isinstance(kind, (list, tuple)) and len(kind) == len(images):
+        return list(kind)
+    if kind not in ('blur', 'mean'):
+        raise ValueError(
+            f"counterfactual is 'blur', 'mean', a picture, or {len(images)} of them, not {kind!r}"
+        )
+    if kind == 'blur':
+        return [
+            im.convert('RGB').filter(ImageFilter.GaussianBlur(max(im.size) / 8)) for im in images
+        ]
     return [im.convert('RGB').resize((1, 1), Image.Resampling.BOX).resize(im.size) for im in images]
 
 # %% ../nbs/02_attribution.ipynb #b7eb6c68
 def _activations(mm, soft_prompt, targets):
     "{layer: A (batch, position, unit)}, and the logits (target, vocab)"
     kept = {}
-    with torch.no_grad(): logits = _forward(mm, soft_prompt, targets, lambda layer, a: kept.update({layer: a}))
+    with torch.no_grad():
+        logits = _forward(mm, soft_prompt, targets, lambda layer, a: kept.update({layer: a}))
     return kept, logits
 
+
 def _patching(mm, images, soft_prompt, targets, each, positions, counterfactual='blur'):
-    other, _ = _activations(mm, mm.soft_prompt(counterfactual_images(list(images), counterfactual)), targets)
+    other, _ = _activations(
+        mm, mm.soft_prompt(counterfactual_images(list(images), counterfactual)), targets
+    )
     return passes(mm, soft_prompt, targets, each, positions, 'post', other)
 
 # %% ../nbs/02_attribution.ipynb #c5b76da3
 def _integrated(mm, images, soft_prompt, targets, each, positions, steps=8, counterfactual=None):
-    if mm.family.post_norm and counterfactual is None: raise ValueError("a norm follows this model's MLPs and undoes any dimming: give a counterfactual, such as 'blur'")
+    if mm.family.post_norm and counterfactual is None:
+        raise ValueError(
+            "a norm follows this model's MLPs and undoes any dimming: give a counterfactual, such as 'blur'"
+        )
     clean, logits = _activations(mm, soft_prompt, targets)
-    other = mm.soft_prompt(counterfactual_images(list(images), counterfactual)) if counterfactual is not None else None
+    other = (
+        mm.soft_prompt(counterfactual_images(list(images), counterfactual))
+        if counterfactual is not None
+        else None
+    )
     for i in range(max(map(len, targets))):
         rows = [r for r, ts in enumerate(targets) if i < len(ts)]
         column, total = [[targets[r][i]] for r in rows], {}
         base = None if other is None else _activations(mm, other[rows], column)[0]
-        def add(layer, row, _, scores, acts): total[layer, row] = total.get((layer, row), 0) + scores/steps
-        for n in range(steps): passes(mm, soft_prompt[rows], column, add, positions, 'post', base, (n + .5)/steps)
+
+        def add(layer, row, _, scores, acts):
+            total[layer, row] = total.get((layer, row), 0) + scores / steps
+
+        for n in range(steps):
+            passes(mm, soft_prompt[rows], column, add, positions, 'post', base, (n + 0.5) / steps)
         for (layer, row), scores in total.items():
-            each(layer, rows[row], i, scores, clean[layer][rows[row], places(mm, column[row][0], positions)])
+            each(
+                layer,
+                rows[row],
+                i,
+                scores,
+                clean[layer][rows[row], places(mm, column[row][0], positions)],
+            )
     return logits
 
 # %% ../nbs/02_attribution.ipynb #8effee40
 def _gradient_free(mm, images, soft_prompt, targets, each, positions):
-    flat = [(row, i, places(mm, t, positions), t.token_id) for row, ts in enumerate(targets) for i, t in enumerate(ts)]
+    flat = [
+        (row, i, places(mm, t, positions), t.token_id)
+        for row, ts in enumerate(targets)
+        for i, t in enumerate(ts)
+    ]
+
     def tap(layer, a):
         says = readout(mm, output_vectors(mm, layer), [token for *_, token in flat]).to(a.device)
-        for n, (row, i, p, _) in enumerate(flat): each(layer, row, i, a[row, p]*post_scale(mm, layer, a[row, p])*says[:, n], a[row, p])
-    with torch.no_grad(): return _forward(mm, soft_prompt, targets, tap)
+        for n, (row, i, p, _) in enumerate(flat):
+            each(
+                layer, row, i, a[row, p] * post_scale(mm, layer, a[row, p]) * says[:, n], a[row, p]
+            )
+
+    with torch.no_grad():
+        return _forward(mm, soft_prompt, targets, tap)
 
 # %% ../nbs/02_attribution.ipynb #9109c85a
 @contextmanager
 def widened(
-    mm:MultimodalLM, # the model
-    layer:int, # from which block on
-    n:int, # rows
+    mm: MultimodalLM,  # the model
+    layer: int,  # from which block on
+    n: int,  # rows
 ):
     "While open, a batch of one picture becomes `n` equal rows when it reaches `layer`"
-    handle = mm.blocks[layer].register_forward_pre_hook(lambda m, args: (args[0].expand(n, -1, -1).contiguous(), *args[1:]))
-    try: yield
-    finally: handle.remove()
+    handle = mm.blocks[layer].register_forward_pre_hook(
+        lambda m, args: (args[0].expand(n, -1, -1).contiguous(), *args[1:])
+    )
+    try:
+        yield
+    finally:
+        handle.remove()
 
 # %% ../nbs/02_attribution.ipynb #667be543
 @torch.no_grad()
 def ablation_effects(
-    mm:MultimodalLM, # the model
-    soft_prompt, # (1, patch, d_model)
-    target:Target, # the word and the text before it
-    neurons:pd.DataFrame, # columns layer, unit
-    positions='image', # where they are silent, as in `places`
-    chunk:int=32, # neurons a batch
-) -> torch.Tensor: # (neuron,): by how much the target's logit falls when that neuron alone is silent
+    mm: MultimodalLM,  # the model
+    soft_prompt,  # (1, patch, d_model)
+    target: Target,  # the word and the text before it
+    neurons: pd.DataFrame,  # columns layer, unit
+    positions='image',  # where they are silent, as in `places`
+    chunk: int = 32,  # neurons a batch
+) -> (
+    torch.Tensor
+):  # (neuron,): by how much the target's logit falls when that neuron alone is silent
     "Exact single-unit ablation"
     (x, [(_, step)]), p = batch_inputs(mm, soft_prompt, [[target]]), places(mm, target, positions)
+
     def logit(rows):
         vectors = x.expand(rows, -1, -1).contiguous() if mm.family.batched else x
-        with logits_at(mm, [(r, step) for r in range(rows)]): return mm.lm(inputs_embeds=vectors, use_cache=False).logits[:, 0, target.token_id]
+        with logits_at(mm, [(r, step) for r in range(rows)]):
+            return mm.lm(inputs_embeds=vectors, use_cache=False).logits[:, 0, target.token_id]
+
     layers, units = (torch.tensor(neurons[c].to_numpy()) for c in ('layer', 'unit'))
     intact, effects = logit(1), torch.empty(len(neurons))
     for part in layers.argsort(stable=True).split(chunk):
-        mask, rows = torch.zeros(len(part), mm.n_layers, mm.n_units, dtype=torch.bool), torch.arange(len(part))
+        mask, rows = (
+            torch.zeros(len(part), mm.n_layers, mm.n_units, dtype=torch.bool),
+            torch.arange(len(part)),
+        )
         mask[rows, layers[part], units[part]] = True
-        with widened(mm, int(layers[part[0]]), len(part)), hold_neurons(mm, mask, positions=p): effects[part] = (intact - logit(len(part))).float().cpu()
+        with widened(mm, int(layers[part[0]]), len(part)), hold_neurons(mm, mask, positions=p):
+            effects[part] = (intact - logit(len(part))).float().cpu()
     return effects
 
 # %% ../nbs/02_attribution.ipynb #5a5b0f9b
 def _exact(mm, images, soft_prompt, targets, each, positions, neurons=None, chunk=32):
-    if neurons is None: raise ValueError("method='exact' needs neurons, a table with the columns layer and unit")
+    if neurons is None:
+        raise ValueError("method='exact' needs neurons, a table with the columns layer and unit")
     acts, logits = _activations(mm, soft_prompt, targets)
     named = [torch.tensor(neurons[c].to_numpy()) for c in ('layer', 'unit')]
     for row, ts in enumerate(targets):
         for i, t in enumerate(ts):
             effects = torch.full((mm.n_layers, mm.n_units), -torch.inf, device=mm.device)
-            effects[*named] = ablation_effects(mm, soft_prompt[row:row + 1], t, neurons, positions, chunk).to(mm.device)
+            effects[*named] = ablation_effects(
+                mm, soft_prompt[row : row + 1], t, neurons, positions, chunk
+            ).to(mm.device)
             for layer, a in acts.items():
                 a = a[row, places(mm, t, positions)]
-                at_most = torch.zeros_like(a, dtype=torch.bool).scatter_(0, a.abs().argmax(0, keepdim=True), True)
+                at_most = torch.zeros_like(a, dtype=torch.bool).scatter_(
+                    0, a.abs().argmax(0, keepdim=True), True
+                )
                 each(layer, row, i, effects[layer].where(at_most, -torch.inf), a)
     return logits
 
 # %% ../nbs/02_attribution.ipynb #6c1e671f
-METHODS = dict(grad_x_act=_grad_x_act, grad_x_post=partial(_grad_x_act, at='post'), integrated=_integrated, patching=_patching,
-               gradient_free=_gradient_free, exact=_exact)
+METHODS = dict(
+    grad_x_act=_grad_x_act,
+    grad_x_post=partial(_grad_x_act, at='post'),
+    integrated=_integrated,
+    patching=_patching,
+    gradient_free=_gradient_free,
+    exact=_exact,
+)
 
 # %% ../nbs/02_attribution.ipynb #511a418e
 def _reduced(scores, acts, how):
@@ -437,68 +657,151 @@ def _reduced(scores, acts, how):
 # %% ../nbs/02_attribution.ipynb #a17554a0
 def _chosen(mm, soft_prompt, ids, target, image_id):
     "The words to attribute; of several pictures an error names the one"
-    try: return choose_targets(mm, soft_prompt, ids, target)
-    except ValueError as e: raise ValueError(f'{image_id}: {e}' if image_id else str(e)) from None
+    try:
+        return choose_targets(mm, soft_prompt, ids, target)
+    except ValueError as e:
+        raise ValueError(f'{image_id}: {e}' if image_id else str(e)) from None
+
 
 def _batch(mm, images, image_ids, captions, target, method, positions, reduce, full, options):
     "The `Attribution`s of each picture of one batch"
-    soft_prompt = mm.soft_prompt(list(images)).detach()                  # of a projection in training too
-    said = [c if c is None else mm.tokenizer(f' {c.strip()}', add_special_tokens=False).input_ids if c.strip() else [] for c in captions]
-    if None in said: said = [own if given is None else given for given, own in zip(said, mm.caption_ids(soft_prompt))]
-    targets = [_chosen(mm, soft_prompt[r:r + 1], ids, target, image_ids[r] if len(said) > 1 else '') for r, ids in enumerate(said)]
-    out = {(r, i): {k: [None]*mm.n_layers for k in _TENSORS} for r, ts in enumerate(targets) for i in range(len(ts))}
+    soft_prompt = mm.soft_prompt(list(images)).detach()  # of a projection in training too
+    said = [
+        c
+        if c is None
+        else mm.tokenizer(f' {c.strip()}', add_special_tokens=False).input_ids
+        if c.strip()
+        else []
+        for c in captions
+    ]
+    if None in said:
+        said = [
+            own if given is None else given for given, own in zip(said, mm.caption_ids(soft_prompt))
+        ]
+    targets = [
+        _chosen(mm, soft_prompt[r : r + 1], ids, target, image_ids[r] if len(said) > 1 else '')
+        for r, ids in enumerate(said)
+    ]
+    out = {
+        (r, i): {k: [None] * mm.n_layers for k in _TENSORS}
+        for r, ts in enumerate(targets)
+        for i in range(len(ts))
+    }
+
     def each(layer, row, i, scores, acts):
         score, where, act = _reduced(scores, acts, reduce)
         where = where + places(mm, targets[row][i], positions).start - mm.image_positions.start
-        for k, v in zip(_TENSORS, (score.float(), where.int(), act.float(), scores.T.float())): out[row, i][k][layer] = v if k != 'full' or full else None
-    probs = METHODS[method](mm, images, soft_prompt, targets, each, positions, **options).float().softmax(-1)
+        for k, v in zip(_TENSORS, (score.float(), where.int(), act.float(), scores.T.float())):
+            out[row, i][k][layer] = v if k != 'full' or full else None
+
+    probs = (
+        METHODS[method](mm, images, soft_prompt, targets, each, positions, **options)
+        .float()
+        .softmax(-1)
+    )
     for ((r, i), o), p in zip(out.items(), probs):
-        t, tensors = targets[r][i], [torch.stack(v).cpu() if v[0] is not None else None for v in o.values()]
+        t, tensors = (
+            targets[r][i],
+            [torch.stack(v).cpu() if v[0] is not None else None for v in o.values()],
+        )
         bad = tensors[0].isnan() | (tensors[0].isinf() if method != 'exact' else False)
-        if bad.any(): raise FloatingPointError(f'{image_ids[r]} {t.word!r}: {bad.sum()} scores are not finite, the first in layer {bad.nonzero()[0, 0]}')
-        out[r, i] = Attribution(*tensors[:3], mm.tokenizer.decode(said[r]).strip(), t.word, mm.tokenizer.decode([t.token_id]), t.token_id, t.text_ids,
-                                p[t.token_id].item(), t.notes, image_ids[r], method, positions, reduce, tensors[3], mm.family.up is None)
+        if bad.any():
+            raise FloatingPointError(
+                f'{image_ids[r]} {t.word!r}: {bad.sum()} scores are not finite, the first in layer {bad.nonzero()[0, 0]}'
+            )
+        out[r, i] = Attribution(
+            *tensors[:3],
+            mm.tokenizer.decode(said[r]).strip(),
+            t.word,
+            mm.tokenizer.decode([t.token_id]),
+            t.token_id,
+            t.text_ids,
+            p[t.token_id].item(),
+            t.notes,
+            image_ids[r],
+            method,
+            positions,
+            reduce,
+            tensors[3],
+            mm.family.up is None,
+        )
     return [[out[r, i] for i in range(len(ts))] for r, ts in enumerate(targets)]
 
 # %% ../nbs/02_attribution.ipynb #c66c6517
 def _rows(images, *given):
     "Each picture with its own of `given`; a text, or None, stands for all"
     own = [g for g in given if not isinstance(g, str | None)]
-    for image, *mine in zip(images, *own, strict=True): yield image, *(g if isinstance(g, str | None) else mine.pop(0) for g in given)
+    for image, *mine in zip(images, *own, strict=True):
+        yield image, *(g if isinstance(g, str | None) else mine.pop(0) for g in given)
 
-def _stream(mm, images, image_ids, captions, target, batch, method, positions, reduce, full, options):
+
+def _stream(
+    mm, images, image_ids, captions, target, batch, method, positions, reduce, full, options
+):
     "Batch after batch; a picture's result is one `Attribution`, or a list where several words were asked for"
-    others = c if isinstance(c := options.get('counterfactual'), (list, tuple)) else None            # one each
-    rows, several = _rows(images, image_ids, captions, others), target == '*' or isinstance(target, (list, tuple))
+    others = (
+        c if isinstance(c := options.get('counterfactual'), (list, tuple)) else None
+    )  # one each
+    rows, several = (
+        _rows(images, image_ids, captions, others),
+        target == '*' or isinstance(target, (list, tuple)),
+    )
     while part := list(islice(rows, batch)):
         *part, mine = zip(*part)
         own = options | dict(counterfactual=mine) if others else options
-        for found in _batch(mm, *part, target, method, positions, reduce, full, own): yield found if several else found[0]
+        for found in _batch(mm, *part, target, method, positions, reduce, full, own):
+            yield found if several else found[0]
 
 # %% ../nbs/02_attribution.ipynb #59129aac
 def attribute(
-    mm:MultimodalLM, # the model
-    images, # a PIL image, a list of them, or an iterable
-    target=None, # a word, a token id, a `Target`, a list of those, or "*": all content words; default: the caption's first noun
-    method:str='grad_x_act', # one of `METHODS`
-    positions:str|None=None, # one of `POSITIONS`; default 'image', for gradient_free 'predicting'
-    reduce:str='max', # over positions: 'max' or 'sum'
-    image_id='', # a name for the tables; of several pictures a list
-    caption=None, # a caption in place of the model's own; of several pictures a list
-    full:bool=False, # keep the scores at each position too
-    batch:int=8, # pictures at a time
-    **options, # of the method: counterfactual (patching, integrated), steps (integrated), neurons and chunk (exact)
-): # an Attribution; a list of them for several pictures, or several words of one
+    mm: MultimodalLM,  # the model
+    images,  # a PIL image, a list of them, or an iterable
+    target=None,  # a word, a token id, a `Target`, a list of those, or "*": all content words; default: the caption's first noun
+    method: str = 'grad_x_act',  # one of `METHODS`
+    positions: str
+    | None = None,  # one of `POSITIONS`; default 'image', for gradient_free 'predicting'
+    reduce: str = 'max',  # over positions: 'max' or 'sum'
+    image_id='',  # a name for the tables; of several pictures a list
+    caption=None,  # a caption in place of the model's own; of several pictures a list
+    full: bool = False,  # keep the scores at each position too
+    batch: int = 8,  # pictures at a time
+    **options,  # of the method: counterfactual (patching, integrated), steps (integrated), neurons and chunk (exact)
+):  # an Attribution; a list of them for several pictures, or several words of one
     "Score every neuron of the language model for its part in one word of the caption"
-    if reduce not in ('max', 'sum'): raise ValueError(f"reduce is 'max' or 'sum', not {reduce!r}")
-    if method not in METHODS: raise ValueError(f'method is one of {", ".join(METHODS)}, not {method!r}')
-    if positions not in (None, *POSITIONS): raise ValueError(f'positions is one of {", ".join(POSITIONS)}, not {positions!r}')
-    if isinstance(images, (str, Path)): raise TypeError(f'images are PIL images: open {images} with mmneurons.data.open_image')
+    if reduce not in ('max', 'sum'):
+        raise ValueError(f"reduce is 'max' or 'sum', not {reduce!r}")
+    if method not in METHODS:
+        raise ValueError(f'method is one of {", ".join(METHODS)}, not {method!r}')
+    if positions not in (None, *POSITIONS):
+        raise ValueError(f'positions is one of {", ".join(POSITIONS)}, not {positions!r}')
+    if isinstance(images, (str, Path)):
+        raise TypeError(f'images are PIL images: open {images} with mmneurons.data.open_image')
     for name, own in dict(image_id=image_id, caption=caption).items():
-        if isinstance(own, (list, tuple)) and isinstance(images, (list, tuple)) and len(own) != len(images): raise ValueError(f'{len(images)} pictures, but {len(own)} in {name}')
+        if (
+            isinstance(own, (list, tuple))
+            and isinstance(images, (list, tuple))
+            and len(own) != len(images)
+        ):
+            raise ValueError(f'{len(images)} pictures, but {len(own)} in {name}')
     here = 'predicting' if method == 'gradient_free' else positions or 'image'
-    if positions not in (None, here): raise ValueError(f'gradient_free looks at the predicting position only, not at {positions!r}')
-    if method == 'exact' and (full or reduce != 'max'): raise ValueError('an exact effect belongs to all positions together: no reduce, no full')
+    if positions not in (None, here):
+        raise ValueError(
+            f'gradient_free looks at the predicting position only, not at {positions!r}'
+        )
+    if method == 'exact' and (full or reduce != 'max'):
+        raise ValueError('an exact effect belongs to all positions together: no reduce, no full')
     one = isinstance(images, Image.Image)
-    found = _stream(mm, [images] if one else images, image_id, caption, target, batch, method, here, reduce, full, options)
+    found = _stream(
+        mm,
+        [images] if one else images,
+        image_id,
+        caption,
+        target,
+        batch,
+        method,
+        here,
+        reduce,
+        full,
+        options,
+    )
     return next(found) if one else list(found) if isinstance(images, (list, tuple)) else found

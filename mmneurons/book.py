@@ -11,50 +11,76 @@ from importlib.resources import files
 from pathlib import Path
 
 # %% ../nbs/09c_book.ipynb #a37fdc8e
-def book() -> dict[str, Path]: # name in the folder: file
+def book() -> dict[str, Path]:  # name in the folder: file
     "The chapters, and what they read beside them"
     package = Path(str(files('mmneurons')))
-    folder = package/'notebooks' if (package/'notebooks').is_dir() else package.parent/'nbs'
-    found = [path for pattern in ('*.ipynb', 'data/**/*', 'images/*.png') for path in sorted(folder.glob(pattern))]
-    return {path.relative_to(folder).as_posix(): path for path in found if path.is_file() and path.name[0] not in '_.'}
+    folder = package / 'notebooks' if (package / 'notebooks').is_dir() else package.parent / 'nbs'
+    found = [
+        path
+        for pattern in ('*.ipynb', 'data/**/*', 'images/*.png')
+        for path in sorted(folder.glob(pattern))
+    ]
+    return {
+        path.relative_to(folder).as_posix(): path
+        for path in found
+        if path.is_file() and path.name[0] not in '_.'
+    }
 
 # %% ../nbs/09c_book.ipynb #1731a653
-LEFT_OUT = {'slow': 'takes minutes, or fetches files', 'gpu': 'needs a GPU and the weights that the text above it names',
-            'eval: false': 'is shown, not run'} # nbdev's flag: why "Run all" is to pass over such a cell
+LEFT_OUT = {
+    'slow': 'takes minutes, or fetches files',
+    'gpu': 'needs a GPU and the weights that the text above it names',
+    'eval: false': 'is shown, not run',
+}  # nbdev's flag: why "Run all" is to pass over such a cell
+
 
 def for_a_reader(
-    chapter:str, # a notebook as JSON
-) -> str: # the same
+    chapter: str,  # a notebook as JSON
+) -> str:  # the same
     "A chapter without outputs, in which the cells that a run from the top should leave out are commented out"
     nb = json.loads(chapter)
     for cell in nb['cells']:
-        if cell['cell_type'] != 'code': continue
+        if cell['cell_type'] != 'code':
+            continue
         cell['outputs'], source = [], ''.join(cell['source'])
         why = next((why for flag, why in LEFT_OUT.items() if f'#| {flag}\n' in source), None)
-        lines = [f'# This cell {why}. To run it, select all of it and press Ctrl + / (or Cmd + /).\n', *source.splitlines(True)]
-        if why: cell['source'] = [f'# {line}' for line in lines]
+        lines = [
+            f'# This cell {why}. To run it, select all of it and press Ctrl + / (or Cmd + /).\n',
+            *source.splitlines(True),
+        ]
+        if why:
+            cell['source'] = [f'# {line}' for line in lines]
     return json.dumps(nb, indent=1, ensure_ascii=False) + '\n'
 
 # %% ../nbs/09c_book.ipynb #a2b51336
 def write_new(
-    file:Path, # where it goes
-    content:bytes, # what it is to hold
-) -> bool: # False: something else is there, and stays
+    file: Path,  # where it goes
+    content: bytes,  # what it is to hold
+) -> bool:  # False: something else is there, and stays
     "Write a file where there is none"
-    if file.exists(): return file.is_file() and file.read_bytes() == content
+    if file.exists():
+        return file.is_file() and file.read_bytes() == content
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f'.{file.name}.{os.getpid()}')
-    try: part.write_bytes(content); part.replace(file)
-    finally: part.unlink(missing_ok=True)
+    try:
+        part.write_bytes(content)
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
     return True
 
 # %% ../nbs/09c_book.ipynb #ea27ff0b
 def copy_book(
-    folder, # made where missing
-) -> list[Path]: # files that are there with other content, and stay
+    folder,  # made where missing
+) -> list[Path]:  # files that are there with other content, and stay
     "Write the chapters, and what they read beside them, into a folder"
     kept = []
     for name, path in book().items():
-        content = for_a_reader(path.read_text('utf-8')).encode() if path.suffix == '.ipynb' else path.read_bytes()
-        if not write_new(Path(folder, name), content): kept.append(Path(folder, name))
+        content = (
+            for_a_reader(path.read_text('utf-8')).encode()
+            if path.suffix == '.ipynb'
+            else path.read_bytes()
+        )
+        if not write_new(Path(folder, name), content):
+            kept.append(Path(folder, name))
     return kept

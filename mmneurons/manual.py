@@ -70,7 +70,6 @@ again, and ends with the same tables. Files of a run:
   log-*.csv                seconds and memory of each block of pictures
 """
 
-
 # %% ../nbs/09b_manual.ipynb #a0f9bbc5
 SWEEP_DATA = """
 sources of pictures:
@@ -80,7 +79,6 @@ sources of pictures:
   corpus:FOLDER[,split=val]            made by mmneurons corpus
   and all others of mmneurons train
 """
-
 
 # %% ../nbs/09b_manual.ipynb #c40c5935
 SWEEP_EXAMPLES = """
@@ -95,7 +93,6 @@ several GPUs, or processes on a CPU (the pictures are split among them):
   torchrun --nproc_per_node 2 -m mmneurons.cli sweep --device cpu --data ...
 """
 
-
 # %% ../nbs/09b_manual.ipynb #499c2279
 PAPER = """
 Make the paper's tables and figures from the tables of a run.
@@ -107,7 +104,6 @@ them (index.html), each table as csv and each figure as png; an exhibit whose
 task was not run says so.
 """
 
-
 # %% ../nbs/09b_manual.ipynb #a006b991
 PAPER_EXAMPLES = """
 examples:
@@ -115,7 +111,6 @@ examples:
   mmneurons paper run                writes run/paper/index.html
   mmneurons paper run --out exhibits
 """
-
 
 # %% ../nbs/09b_manual.ipynb #054500a1
 NOTEBOOKS = """

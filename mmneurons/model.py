@@ -26,41 +26,95 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from .families import (FAMILIES, Family, NeuronLM, check_family, family_of, hold_neurons, hook_neurons, norm_gain,
-                                output_vectors, post_scale, random_neurons, readout, tiny_lm)
+from mmneurons.families import (
+    FAMILIES,
+    Family,
+    NeuronLM,
+    check_family,
+    family_of,
+    hold_neurons,
+    hook_neurons,
+    norm_gain,
+    output_vectors,
+    post_scale,
+    random_neurons,
+    readout,
+    tiny_lm,
+)
 from .encoders import ENCODERS, Encoder, EncoderSpec, check_encoder, encoder_spec
-from .pairs import (PRESETS, ModelConfig, check_projection, find_pair, load_lm, load_projection, plan, read_projection,
-                             require_memory, save_projection, write_pair)
+from mmneurons.pairs import (
+    PRESETS,
+    ModelConfig,
+    check_projection,
+    find_pair,
+    load_lm,
+    load_projection,
+    plan,
+    read_projection,
+    require_memory,
+    save_projection,
+    write_pair,
+)
 from .vlm import VlmEye, VlmReader, tiny_vlm
 
 # %% ../nbs/00_model.ipynb #902ba3cd
-_all_ = ['FAMILIES', 'Family', 'NeuronLM', 'check_family', 'family_of', 'hold_neurons', 'hook_neurons', 'norm_gain',
-         'output_vectors', 'post_scale', 'random_neurons', 'readout', 'tiny_lm', 'ENCODERS', 'Encoder', 'EncoderSpec', 'check_encoder', 'encoder_spec',
-         'PRESETS', 'ModelConfig', 'load_projection', 'save_projection', 'tiny_vlm']
+_all_ = [
+    'FAMILIES',
+    'Family',
+    'NeuronLM',
+    'check_family',
+    'family_of',
+    'hold_neurons',
+    'hook_neurons',
+    'norm_gain',
+    'output_vectors',
+    'post_scale',
+    'random_neurons',
+    'readout',
+    'tiny_lm',
+    'ENCODERS',
+    'Encoder',
+    'EncoderSpec',
+    'check_encoder',
+    'encoder_spec',
+    'PRESETS',
+    'ModelConfig',
+    'load_projection',
+    'save_projection',
+    'tiny_vlm',
+]
 
 # %% ../nbs/00_model.ipynb #0ade7c2c
 class MultimodalLM(NeuronLM):
     "A frozen causal language model that reads a picture as `n_patches` projected vectors"
+
     if TYPE_CHECKING:
         from_pretrained: ClassVar[Callable[..., 'MultimodalLM']]
         from_vlm: ClassVar[Callable[..., 'MultimodalLM']]
+
         def __getattr__(self, name) -> Any: ...
-    def __init__(self,
-        encoder:Encoder, # frozen; gives (batch, patch, d_image)
-        lm, # transformers causal language model of a family in `FAMILIES`
-        tokenizer, # of `lm`
-        config:ModelConfig, # prompt and begin token are read from it
+
+    def __init__(
+        self,
+        encoder: Encoder,  # frozen; gives (batch, patch, d_image)
+        lm,  # transformers causal language model of a family in `FAMILIES`
+        tokenizer,  # of `lm`
+        config: ModelConfig,  # prompt and begin token are read from it
     ):
         super().__init__(lm)
         self.encoder, self.tokenizer, self.config = encoder, tokenizer, config
         self.d_model, self.d_image = lm.get_input_embeddings().weight.shape[1], encoder.d_image
         self.projection = nn.Linear(self.d_image, self.d_model)
-        self.grid, self.n_patches = encoder.grid, encoder.grid[0]*encoder.grid[1]
-        self.before = [tokenizer.bos_token_id] if config.bos and tokenizer.bos_token_id is not None else []
+        self.grid, self.n_patches = encoder.grid, encoder.grid[0] * encoder.grid[1]
+        self.before = (
+            [tokenizer.bos_token_id] if config.bos and tokenizer.bos_token_id is not None else []
+        )
         self.after = tokenizer(config.prompt, add_special_tokens=False).input_ids
         self.image_positions = range(len(self.before), len(self.before) + self.n_patches)
         self.ends = ends_of(tokenizer)
-        lm.get_output_embeddings().register_forward_pre_hook(lambda head, args: (args[0].contiguous(),))
+        lm.get_output_embeddings().register_forward_pre_hook(
+            lambda head, args: (args[0].contiguous(),)
+        )
         self.eval().requires_grad_(False)
 
     @property
@@ -68,33 +122,36 @@ class MultimodalLM(NeuronLM):
         "Where pictures and words enter the language model"
         return self.lm.get_input_embeddings().weight.device
 
-    def patches(self, images): # list of PIL images
+    def patches(self, images):  # list of PIL images
         "What the encoder sees: (batch, patch, d_image)"
         return self.encoder(self.encoder.pixels(images))
 
-    def soft_prompt(self, images): # list of PIL images
+    def soft_prompt(self, images):  # list of PIL images
         "The pictures as the language model reads them: (batch, patch, d_model)"
         patches = self.patches(images)
         return self.projection(patches.to(getattr(self.projection, 'weight', patches)))
 
-    def embed(self,
-        soft_prompt, # (batch, patch, d_model)
-        text_ids=(), # tokens that follow the prompt
+    def embed(
+        self,
+        soft_prompt,  # (batch, patch, d_model)
+        text_ids=(),  # tokens that follow the prompt
     ):
         "Begin token, picture, prompt words and `text_ids` as vectors: (batch, position, d_model)"
-        ids = torch.tensor([*self.before, *self.after, *text_ids], dtype=torch.long, device=self.device)
+        ids = torch.tensor(
+            [*self.before, *self.after, *text_ids], dtype=torch.long, device=self.device
+        )
         words = self.lm.get_input_embeddings()(ids).expand(len(soft_prompt), -1, -1)
         n = len(self.before)
         return torch.cat([words[:, :n], soft_prompt.to(words.dtype), words[:, n:]], 1)
 
-    def forward(self, inputs_embeds): # (batch, position, d_model)
+    def forward(self, inputs_embeds):  # (batch, position, d_model)
         "Logits of the token that comes next: (batch, vocab)"
         return self.lm(inputs_embeds=inputs_embeds, logits_to_keep=1, use_cache=False).logits[:, -1]
 
 # %% ../nbs/00_model.ipynb #17ba0791
 def ends_of(
-    tokenizer, # of a language model
-) -> frozenset[int]: # tokens
+    tokenizer,  # of a language model
+) -> frozenset[int]:  # tokens
     "What ends a caption: the end token, and every token that holds a line break, however it is spelt in the vocabulary"
     likely = [i for t, i in tokenizer.get_vocab().items() if '\n' in t or 'Ċ' in t or t == '<0x0A>']
     breaks = [i for i in likely if '\n' in tokenizer.decode([i])]
@@ -102,119 +159,164 @@ def ends_of(
 
 # %% ../nbs/00_model.ipynb #7b52009b
 @patch
-def caption_ids(self:MultimodalLM,
-    soft_prompt, # (batch, patch, d_model)
-    max_new_tokens:int=20, # longest caption, in tokens
-    **generate, # further arguments of transformers' `generate`
-) -> list[list[int]]: # the tokens of each caption, without what ends it
+def caption_ids(
+    self: MultimodalLM,
+    soft_prompt,  # (batch, patch, d_model)
+    max_new_tokens: int = 20,  # longest caption, in tokens
+    **generate,  # further arguments of transformers' `generate`
+) -> list[list[int]]:  # the tokens of each caption, without what ends it
     "Captions as token ids, greedy unless `generate` says otherwise"
-    if generate.get('num_return_sequences', 1) != 1: raise ValueError('one caption a picture: num_return_sequences is 1')
+    if generate.get('num_return_sequences', 1) != 1:
+        raise ValueError('one caption a picture: num_return_sequences is 1')
     x, ends = self.embed(soft_prompt), sorted(self.ends)
     options = dict(do_sample=False, eos_token_id=ends, pad_token_id=ends[0]) | generate
     mask = torch.ones(x.shape[:2], dtype=torch.long, device=x.device)
-    return [self.trim(ids) for ids in self.lm.generate(inputs_embeds=x, attention_mask=mask, max_new_tokens=max_new_tokens, **options).tolist()]
+    return [
+        self.trim(ids)
+        for ids in self.lm.generate(
+            inputs_embeds=x, attention_mask=mask, max_new_tokens=max_new_tokens, **options
+        ).tolist()
+    ]
 
 # %% ../nbs/00_model.ipynb #bd307a3e
 @patch
-def trim(self:MultimodalLM,
-    ids:list[int], # generated tokens
+def trim(
+    self: MultimodalLM,
+    ids: list[int],  # generated tokens
 ) -> list[int]:
     "`ids` up to the end token or the first line break"
     return next((ids[:i] for i, t in enumerate(ids) if t in self.ends), ids)
 
 # %% ../nbs/00_model.ipynb #fa35e192
 @patch
-def caption(self:MultimodalLM,
-    images, # one PIL image, or several of any sizes
-    max_new_tokens:int=20, # longest caption, in tokens
-    batch_size:int=16, # pictures at a time
-    **generate, # further arguments of transformers' `generate`
-) -> str | list[str]: # as many as there were images
+def caption(
+    self: MultimodalLM,
+    images,  # one PIL image, or several of any sizes
+    max_new_tokens: int = 20,  # longest caption, in tokens
+    batch_size: int = 16,  # pictures at a time
+    **generate,  # further arguments of transformers' `generate`
+) -> str | list[str]:  # as many as there were images
     "What the model says after \"A picture of\""
     many = not isinstance(images, PILImage)
     images, ids = list(images) if many else [images], []
     for i in range(0, len(images), batch_size):
-        ids += self.caption_ids(self.soft_prompt(images[i:i + batch_size]), max_new_tokens, **generate)
+        ids += self.caption_ids(
+            self.soft_prompt(images[i : i + batch_size]), max_new_tokens, **generate
+        )
     texts = [self.tokenizer.decode(i, skip_special_tokens=True).strip() for i in ids]
     return texts if many else texts[0]
 
 # %% ../nbs/00_model.ipynb #1574bddb
 def usable_device(
-    device:str|None=None, # default: a GPU if there is one
+    device: str | None = None,  # default: a GPU if there is one
 ) -> torch.device:
     "The device that was asked for, or an error where there is none"
-    try: asked = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-    except RuntimeError: raise ValueError(f'there is no kind of device called {device!r}; use cpu, cuda or mps') from None
+    try:
+        asked = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    except RuntimeError:
+        raise ValueError(
+            f'there is no kind of device called {device!r}; use cpu, cuda or mps'
+        ) from None
     there = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available())
-    if not there.get(asked.type, True): raise ValueError(f'there is no {asked.type!r} device on this machine; use cpu')
+    if not there.get(asked.type, True):
+        raise ValueError(f'there is no {asked.type!r} device on this machine; use cpu')
     return asked
 
 # %% ../nbs/00_model.ipynb #0716d970
 @patch(cls_method=True)
-def from_pretrained(cls:MultimodalLM,
-    name:str|ModelConfig='pocket', # key of `PRESETS`, a folder or hub repository of a saved pair, or a pair of your own
-    projection=None, # a projection file in place of the pair's own; False: random weights, to be trained
-    device:str|None=None, # default: a GPU if there is one
-    dtype:torch.dtype|None=None, # of the language model; default: the pair's own
-    revision:str|None=None, # branch, tag or commit of a hub repository
-    device_map=None, # 'auto' spreads a large language model over all there is
+def from_pretrained(
+    cls: MultimodalLM,
+    name: str
+    | ModelConfig = 'pocket',  # key of `PRESETS`, a folder or hub repository of a saved pair, or a pair of your own
+    projection=None,  # a projection file in place of the pair's own; False: random weights, to be trained
+    device: str | None = None,  # default: a GPU if there is one
+    dtype: torch.dtype | None = None,  # of the language model; default: the pair's own
+    revision: str | None = None,  # branch, tag or commit of a hub repository
+    device_map=None,  # 'auto' spreads a large language model over all there is
 ) -> MultimodalLM:
     "Load a pair with its trained projection, ready to look at pictures"
-    pair, where = find_pair(name, Path(str(files('mmneurons')))/'assets', revision), str(usable_device(device))
-    config, file, label = pair.config, projection or pair.projection, name.lm if isinstance(name, ModelConfig) else str(name)
+    pair, where = (
+        find_pair(name, Path(str(files('mmneurons'))) / 'assets', revision),
+        str(usable_device(device)),
+    )
+    config, file, label = (
+        pair.config,
+        projection or pair.projection,
+        name.lm if isinstance(name, ModelConfig) else str(name),
+    )
     dtype = dtype or getattr(torch, config.dtype)
     shapes = plan(config, pair.spec, dtype)
     said = require_memory(label, shapes.needs, where, free=float('inf') if device_map else None)
-    if shapes.needs.sum() > 4e9: print(said, file=sys.stderr)
+    if shapes.needs.sum() > 4e9:
+        print(said, file=sys.stderr)
     if projection is not False:
-        if file is None: raise ValueError(f"{label} comes without a projection: name a file (LiMBeR's is limber_weights/beit_linear/proj.ckpt), "
-                                          "or train one from projection=False")
+        if file is None:
+            raise ValueError(
+                f"{label} comes without a projection: name a file (LiMBeR's is limber_weights/beit_linear/proj.ckpt), "
+                "or train one from projection=False"
+            )
         check_projection(file, read_projection(file)[0], (shapes.d_model, shapes.d_image), config)
     encoder = Encoder(pair.spec, config.image_size, weights=pair.encoder_file is None)
-    if pair.encoder_file: encoder.load_state_dict(load_file(pair.encoder_file))
+    if pair.encoder_file:
+        encoder.load_state_dict(load_file(pair.encoder_file))
     mm = cls(encoder, *load_lm(config, dtype, where, device_map), config)
-    if projection is not False: load_projection(mm, file)
+    if projection is not False:
+        load_projection(mm, file)
     mm.encoder.to(mm.device), mm.projection.to(mm.device)
     return mm
 
 # %% ../nbs/00_model.ipynb #9e6a55b6
 @patch
-def save_pretrained(self:MultimodalLM,
-    folder, # made where missing
-    whole:bool=False, # both models too: the folder then needs nothing else
-    **metadata, # how the projection was trained
+def save_pretrained(
+    self: MultimodalLM,
+    folder,  # made where missing
+    whole: bool = False,  # both models too: the folder then needs nothing else
+    **metadata,  # how the projection was trained
 ):
     "Write configuration, projection and model card"
     write_pair(self, folder, whole, **metadata)
 
 # %% ../nbs/00_model.ipynb #b3f0c7f6
 @patch
-def push_to_hub(self:MultimodalLM,
-    repo_id:str, # "user/name"
-    private:bool=False, # nobody else sees it
-    revision:str|None=None, # branch; default: main
-    token:str|None=None, # default: the one that `hf auth login` stored
-    **metadata, # how the projection was trained
-) -> str: # its address
+def push_to_hub(
+    self: MultimodalLM,
+    repo_id: str,  # "user/name"
+    private: bool = False,  # nobody else sees it
+    revision: str | None = None,  # branch; default: main
+    token: str | None = None,  # default: the one that `hf auth login` stored
+    **metadata,  # how the projection was trained
+) -> str:  # its address
     "Upload the pair, without the two models, to the Hugging Face hub"
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
         self.save_pretrained(folder, **metadata)
         url = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision, commit_message='A pair of mmneurons')
+        api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            revision=revision,
+            commit_message='A pair of mmneurons',
+        )
     return str(url)
 
 # %% ../nbs/00_model.ipynb #472b07b9
 @patch(cls_method=True)
-def from_vlm(cls:MultimodalLM,
-    model, # multimodal model of transformers, loaded as its authors say
-    processor, # its processor
-    prompt:str='Describe this picture.', # text beside the picture; one that holds the image token is taken as it is
-    image_size:tuple[int,int]|None=None, # (height, width) that pictures are squashed to; default: the model's own
+def from_vlm(
+    cls: MultimodalLM,
+    model,  # multimodal model of transformers, loaded as its authors say
+    processor,  # its processor
+    prompt: str = 'Describe this picture.',  # text beside the picture; one that holds the image token is taken as it is
+    image_size: tuple[int, int]
+    | None = None,  # (height, width) that pictures are squashed to; default: the model's own
 ) -> MultimodalLM:
     "The same interface for a model that was trained to see"
     eye = VlmEye(model, processor, prompt, image_size)
-    mm = cls(eye, VlmReader(model, eye), processor.tokenizer, ModelConfig(eye.spec.name, eye.spec.name, prompt=prompt, bos=False))
+    mm = cls(
+        eye,
+        VlmReader(model, eye),
+        processor.tokenizer,
+        ModelConfig(eye.spec.name, eye.spec.name, prompt=prompt, bos=False),
+    )
     mm.projection, mm.before, mm.after = nn.Identity(), eye.before, eye.after
     mm.image_positions = range(eye.at.start, eye.at.stop)
     ends = model.generation_config.eos_token_id
@@ -224,14 +326,18 @@ def from_vlm(cls:MultimodalLM,
 # %% ../nbs/00_model.ipynb #d435a6cd
 _WORDS = '<bos> <eos> A picture of a the on red dog cat horse boat tree house train apple river beach grass .'.split()
 
+
 def tiny_model(
-    kind:str='gptj', # a key of `FAMILIES`; 'gemma3_text' gets a convolutional encoder, all others a BEiT
-    seed:int=0, # of all weights
+    kind: str = 'gptj',  # a key of `FAMILIES`; 'gemma3_text' gets a convolutional encoder, all others a BEiT
+    seed: int = 0,  # of all weights
 ) -> MultimodalLM:
     "A two-layer model with random weights and a vocabulary of 21 words"
     lm = tiny_lm(kind, len(_WORDS), seed)
     encoder = 'tiny-cnn' if kind == 'gemma3_text' else 'tiny-beit'
-    tok = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({w: i for i, w in enumerate(_WORDS)}, '.')),
-                                  bos_token='<bos>', eos_token='<eos>')
+    tok = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({w: i for i, w in enumerate(_WORDS)}, '.')),
+        bos_token='<bos>',
+        eos_token='<eos>',
+    )
     tok.backend_tokenizer.pre_tokenizer = Whitespace()
     return MultimodalLM(Encoder(encoder), lm, tok, ModelConfig(kind, encoder))

@@ -22,24 +22,28 @@ from .ablation import curve_means, plot_curve, relative
 from .data import bootstrap
 from .decoding import ks, words
 from .receptive_fields import overlay, to_pixels
-from .sweep import SCHEMAS, chosen_half, read_table
+from .sweeps import SCHEMAS, chosen_half, read_table
 
 # %% ../nbs/06a_paper.ipynb #902ba3cd
 class Run:
     "The tables of a run, read when they are asked for"
-    def __init__(self,
-        folder, # of the run
+
+    def __init__(
+        self,
+        folder,  # of the run
     ):
         self.folder, self._read = Path(folder), {}
-        self.images                                                # an error where there is no run
-        self.about = json.loads((self.folder/'run.json').read_text('utf-8'))
+        self.images  # an error where there is no run
+        self.about = json.loads((self.folder / 'run.json').read_text('utf-8'))
 
     def __getattr__(self, name):
-        if name not in SCHEMAS: raise AttributeError(name)
-        if name not in self._read: self._read[name] = read_table(self.folder, name)
+        if name not in SCHEMAS:
+            raise AttributeError(name)
+        if name not in self._read:
+            self._read[name] = read_table(self.folder, name)
         return self._read[name]
 
-    def said(self, what): # one sentence
+    def said(self, what):  # one sentence
         "What was run, in words"
         a = self.about
         return f"{what} {a.get('model_name', a['lm'])} ({a['lm']}) on {len(self.images)} pictures of {a.get('source', 'a data set')}, seed {a['config']['seed']}."
@@ -48,19 +52,23 @@ class Run:
 @dataclass
 class Exhibit:
     "One table or figure of the paper"
-    name: str                        # as the paper calls it
-    said: str                        # what was run, and how to read it
-    table: pd.DataFrame|None = None  # published beside ours
-    figure: Figure|None = None       # drawn from the run
+
+    name: str  # as the paper calls it
+    said: str  # what was run, and how to read it
+    table: pd.DataFrame | None = None  # published beside ours
+    figure: Figure | None = None  # drawn from the run
 
     def __post_init__(self):
-        if self.figure is not None: plt.close(self.figure)           # it is shown by the exhibit alone
+        if self.figure is not None:
+            plt.close(self.figure)  # it is shown by the exhibit alone
 
-    def picture(self,
-        kind:str='png', # 'png' or 'jpeg'
+    def picture(
+        self,
+        kind: str = 'png',  # 'png' or 'jpeg'
     ) -> bytes:
         "The figure as a file"
-        if self.figure is None: raise ValueError(f'{self.name} has no figure')
+        if self.figure is None:
+            raise ValueError(f'{self.name} has no figure')
         buffer = io.BytesIO()
         self.figure.savefig(buffer, dpi=100, format=kind)
         return buffer.getvalue()
@@ -73,42 +81,78 @@ class Exhibit:
 
     def _repr_html_(self):
         shown = f'<h3>{html.escape(self.name)}</h3><p>{html.escape(self.said)}</p>'
-        if self.table is not None: shown += self.table.to_html(index=False, na_rep='–', float_format='{:.3g}'.format, escape=True)
-        if self.figure is not None: shown += f'<img alt="{html.escape(self.name)}" src="{self.uri()}">'
+        if self.table is not None:
+            shown += self.table.to_html(
+                index=False, na_rep='–', float_format='{:.3g}'.format, escape=True
+            )
+        if self.figure is not None:
+            shown += f'<img alt="{html.escape(self.name)}" src="{self.uri()}">'
         return shown
 
 # %% ../nbs/06a_paper.ipynb #17ba0791
 def measured(
-    values, # one number a picture; nan where there is none
-) -> dict: # ours, lo, hi, pictures
+    values,  # one number a picture; nan where there is none
+) -> dict:  # ours, lo, hi, pictures
     "A mean over pictures with its 95 % interval"
     values = np.asarray(values, float)
     values = values[~np.isnan(values)]
-    if not len(values): return dict(ours=np.nan, lo=np.nan, hi=np.nan, pictures=0)
+    if not len(values):
+        return dict(ours=np.nan, lo=np.nan, hi=np.nan, pictures=0)
     lo, hi = bootstrap(values)
     return dict(ours=values.mean(), lo=lo, hi=hi, pictures=len(values))
 
 # %% ../nbs/06a_paper.ipynb #fa35e192
-NEEDS = dict(table_1='scores', table_2='scores', figure_3='scores', figure_6='curve', figure_s3='curve', table_s3='curve',
-             figure_2='maps', figure_4='maps', figure_5='overlaps', figure_s1='overlaps', figure_s2='activations')
+NEEDS = dict(
+    table_1='scores',
+    table_2='scores',
+    figure_3='scores',
+    figure_6='curve',
+    figure_s3='curve',
+    table_s3='curve',
+    figure_2='maps',
+    figure_4='maps',
+    figure_5='overlaps',
+    figure_s1='overlaps',
+    figure_s2='activations',
+)
 
 # %% ../nbs/06a_paper.ipynb #f1abd670
 def made(
-    run:Run, # any
-    make, # one of the functions below
+    run: Run,  # any
+    make,  # one of the functions below
 ) -> Exhibit:
     "The exhibit, or a sentence where the run has no rows for it"
     table = NEEDS.get(make.__name__, 'decoding')
-    if len(getattr(run, table)): return make(run)
+    if len(getattr(run, table)):
+        return make(run)
     name = make.__name__.replace('_s', ' S.').replace('_', ' ')
-    return Exhibit(name[0].upper() + name[1:], f'Not measured: this run has no rows in the table {table}.')
+    return Exhibit(
+        name[0].upper() + name[1:], f'Not measured: this run has no rows in the table {table}.'
+    )
 
 # %% ../nbs/06a_paper.ipynb #9e6a55b6
-PUBLISHED_1 = {('wrong picture', 'BERTScore'): .3627, ('neurons', 'BERTScore'): .3848, ('caption', 'BERTScore'): .5251,
-               ('wrong picture', 'CLIPScore'): 21.74, ('neurons', 'CLIPScore'): 23.43, ('caption', 'CLIPScore'): 23.62}
-PUBLISHED_2 = {('random, norm', 'BERTScore'): .3286, ('prompt', 'BERTScore'): .3291, ('caption', 'BERTScore'): .5251, ('nouns', 'BERTScore'): .4470,
-               ('random, norm', 'CLIPScore'): 19.22, ('prompt', 'CLIPScore'): 19.17, ('caption', 'CLIPScore'): 23.62, ('nouns', 'CLIPScore'): 27.89}
-ARMS = {'Table 1': ['random neurons', 'wrong picture', 'neurons', 'caption'], 'Table 2': ['random, norm', 'random, embedding', 'prompt', 'caption', 'nouns']}
+PUBLISHED_1 = {
+    ('wrong picture', 'BERTScore'): 0.3627,
+    ('neurons', 'BERTScore'): 0.3848,
+    ('caption', 'BERTScore'): 0.5251,
+    ('wrong picture', 'CLIPScore'): 21.74,
+    ('neurons', 'CLIPScore'): 23.43,
+    ('caption', 'CLIPScore'): 23.62,
+}
+PUBLISHED_2 = {
+    ('random, norm', 'BERTScore'): 0.3286,
+    ('prompt', 'BERTScore'): 0.3291,
+    ('caption', 'BERTScore'): 0.5251,
+    ('nouns', 'BERTScore'): 0.4470,
+    ('random, norm', 'CLIPScore'): 19.22,
+    ('prompt', 'CLIPScore'): 19.17,
+    ('caption', 'CLIPScore'): 23.62,
+    ('nouns', 'CLIPScore'): 27.89,
+}
+ARMS = {
+    'Table 1': ['random neurons', 'wrong picture', 'neurons', 'caption'],
+    'Table 2': ['random, norm', 'random, embedding', 'prompt', 'caption', 'nouns'],
+}
 
 # %% ../nbs/06a_paper.ipynb #b3f0c7f6
 def _scores(run, name, published):
@@ -116,71 +160,135 @@ def _scores(run, name, published):
     for measure in ('BERTScore', 'CLIPScore', 'related'):
         for arm in ARMS[name]:
             part = found[(found.arm == arm) & (found.measure == measure)]
-            rows.append({'score': measure, 'words of': arm, 'published': published.get((arm, measure), np.nan), **measured(part.value)})
+            rows.append(
+                {
+                    'score': measure,
+                    'words of': arm,
+                    'published': published.get((arm, measure), np.nan),
+                    **measured(part.value),
+                }
+            )
     return pd.DataFrame(rows)
 
 # %% ../nbs/06a_paper.ipynb #91032ad7
 def table_1(
-    run:Run, # with the task scores
+    run: Run,  # with the task scores
 ) -> Exhibit:
     "Agreement of the best neuron's words with the picture and its captions"
     bert = run.about['config']['bert'] or 'not measured'
-    return Exhibit('Table 1', run.said(f'The best score among the interpretable neurons of each picture (BERTScore: {Path(bert).name}; the paper: its default encoder, 1000 pictures of COCO), for'),
-                   _scores(run, 'Table 1', PUBLISHED_1))
+    return Exhibit(
+        'Table 1',
+        run.said(
+            f'The best score among the interpretable neurons of each picture (BERTScore: {Path(bert).name}; the paper: its default encoder, 1000 pictures of COCO), for'
+        ),
+        _scores(run, 'Table 1', PUBLISHED_1),
+    )
 
 # %% ../nbs/06a_paper.ipynb #472b07b9
 def table_2(
-    run:Run, # with the task scores
+    run: Run,  # with the task scores
 ) -> Exhibit:
     "Is the image prompt language already? The tokens nearest to it, scored"
-    return Exhibit('Table 2', run.said('The five tokens nearest to each vector of the image prompt, beside those nearest to random vectors, for'), _scores(run, 'Table 2', PUBLISHED_2))
+    return Exhibit(
+        'Table 2',
+        run.said(
+            'The five tokens nearest to each vector of the image prompt, beside those nearest to random vectors, for'
+        ),
+        _scores(run, 'Table 2', PUBLISHED_2),
+    )
 
 # %% ../nbs/06a_paper.ipynb #f6e1126c
 def figure_3(
-    run:Run, # with the task scores
+    run: Run,  # with the task scores
 ) -> Exhibit:
     "Image prompts against random vectors and nouns: distributions, and how far apart they are"
     found = run.scores[run.scores.exhibit == 'Table 2']
-    kind = next((m for m in ('CLIPScore', 'BERTScore', 'related') if m in set(found.measure)), 'CLIPScore')
-    arms = {arm: part.value.dropna().to_numpy() for arm, part in found[found.measure == kind].groupby('arm')}
+    kind = next(
+        (m for m in ('CLIPScore', 'BERTScore', 'related') if m in set(found.measure)), 'CLIPScore'
+    )
+    arms = {
+        arm: part.value.dropna().to_numpy()
+        for arm, part in found[found.measure == kind].groupby('arm')
+    }
     fig, ax = plt.subplots(figsize=(6, 3), layout='constrained')
     for arm in ('prompt', 'random, norm', 'nouns'):
-        if len(arms.get(arm, ())): ax.hist(arms[arm], bins=20, alpha=.5, label=arm, density=True)
-    ax.set(xlabel=kind, ylabel='density'); ax.spines[['top', 'right']].set_visible(False)
-    if arms: ax.legend(frameon=False)
+        if len(arms.get(arm, ())):
+            ax.hist(arms[arm], bins=20, alpha=0.5, label=arm, density=True)
+    ax.set(xlabel=kind, ylabel='density')
+    ax.spines[['top', 'right']].set_visible(False)
+    if arms:
+        ax.legend(frameon=False)
     rows = []
-    for other, published in {'random, norm': 'D = .037, p > .5', 'nouns': 'D > .9, p < .001'}.items():
+    for other, published in {
+        'random, norm': 'D = .037, p > .5',
+        'nouns': 'D > .9, p < .001',
+    }.items():
         both = [arms.get(a, ()) for a in ('prompt', other)]
         d, p = ks(*both) if all(map(len, both)) else (np.nan, np.nan)
-        rows.append({'prompts against': other, 'published': published, 'D': d, 'p': p, 'pictures': len(both[0])})
-    return Exhibit('Figure 3', run.said(f'Kolmogorov–Smirnov distance between the {kind}s of image prompts and of other words (the paper: CLIPScore), for'), pd.DataFrame(rows), fig)
+        rows.append(
+            {
+                'prompts against': other,
+                'published': published,
+                'D': d,
+                'p': p,
+                'pictures': len(both[0]),
+            }
+        )
+    return Exhibit(
+        'Figure 3',
+        run.said(
+            f'Kolmogorov–Smirnov distance between the {kind}s of image prompts and of other words (the paper: CLIPScore), for'
+        ),
+        pd.DataFrame(rows),
+        fig,
+    )
 
 # %% ../nbs/06a_paper.ipynb #0a57cb53
-PUBLISHED_UNITS = {(12, 9058): 'swimming, Swim, swim, fishes, water', (17, 10507): 'rivers, river, lake, lakes, River', (8, 15435): 'tennis, tournaments, tournament, golf, racing',
-    (13, 107): 'trucks, truck, trailer, parked, driver', (9, 4691): 'houses, buildings, dwellings, apartments, homes', (13, 15107): 'meals, meal, dinner, dishes, cuisine',
-    (7, 12134): 'aircraft, flight, airplanes, Flight, Aircraft', (5, 4923): 'birds, cages, species, breeding, insects', (8, 14504): 'upstairs, homeowners, apartments, houses, apartment',
-    (14, 2019): 'horses, racing, ponies, ridden', (9, 15864): 'lihood, /**, Advertisements'}
+PUBLISHED_UNITS = {
+    (12, 9058): 'swimming, Swim, swim, fishes, water',
+    (17, 10507): 'rivers, river, lake, lakes, River',
+    (8, 15435): 'tennis, tournaments, tournament, golf, racing',
+    (13, 107): 'trucks, truck, trailer, parked, driver',
+    (9, 4691): 'houses, buildings, dwellings, apartments, homes',
+    (13, 15107): 'meals, meal, dinner, dishes, cuisine',
+    (7, 12134): 'aircraft, flight, airplanes, Flight, Aircraft',
+    (5, 4923): 'birds, cages, species, breeding, insects',
+    (8, 14504): 'upstairs, homeowners, apartments, houses, apartment',
+    (14, 2019): 'horses, racing, ponies, ridden',
+    (9, 15864): 'lihood, /**, Advertisements',
+}
 
 # %% ../nbs/06a_paper.ipynb #7719a1c7
 def best_of_each(
-    run:Run, # with the task decode
-    readable:bool=True, # only interpretable neurons
-    n:int=5, # neurons a picture
-) -> pd.DataFrame: # rows of `neurons` with `words`, in the order of the pictures
+    run: Run,  # with the task decode
+    readable: bool = True,  # only interpretable neurons
+    n: int = 5,  # neurons a picture
+) -> pd.DataFrame:  # rows of `neurons` with `words`, in the order of the pictures
     "Each picture's highest neurons with their words"
-    t = run.neurons.merge(words(run.decoding), on=['layer', 'unit', 'sign']).sort_values(['image_id', 'rank'])
-    if readable: t = t[t.interpretable]
+    t = run.neurons.merge(words(run.decoding), on=['layer', 'unit', 'sign']).sort_values(
+        ['image_id', 'rank']
+    )
+    if readable:
+        t = t[t.interpretable]
     order = dict(zip(run.images.image_id, range(len(run.images))))
     t = t.groupby('image_id').head(n)
-    return t.sort_values('rank').sort_values('image_id', key=lambda i: i.map(order), kind='stable').reset_index(drop=True)
+    return (
+        t.sort_values('rank')
+        .sort_values('image_id', key=lambda i: i.map(order), kind='stable')
+        .reset_index(drop=True)
+    )
 
 # %% ../nbs/06a_paper.ipynb #22d200f8
 def drawn(
-    run:Run, # any
-    n:int, # pictures
-) -> list: # of names
+    run: Run,  # any
+    n: int,  # pictures
+) -> list:  # of names
     "Pictures drawn at random, with the run's seed"
-    return sorted(np.random.default_rng(run.about['config']['seed']).permutation(run.images.image_id)[:n].tolist())
+    return sorted(
+        np.random.default_rng(run.about['config']['seed'])
+        .permutation(run.images.image_id)[:n]
+        .tolist()
+    )
 
 # %% ../nbs/06a_paper.ipynb #63266754
 def _listed(run, name, readable, n):
@@ -188,69 +296,103 @@ def _listed(run, name, readable, n):
     t = t[t.image_id.isin(drawn(run, n))]
     gptj = 'gpt-j' in run.about['lm'].lower()
     unit = [f'L{r.layer}.u{r.unit}({"+" if r.sign > 0 else "−"})' for r in t.itertuples()]
-    published = [PUBLISHED_UNITS.get((r.layer, r.unit), np.nan) if gptj else np.nan for r in t.itertuples()]
-    table = pd.DataFrame(dict(picture=t.image_id, target=t.target, unit=unit, patch=t.patch, score=t.score, readable=t.interpretable, published=published,
-                              ours=t.words.str.split(', ').str[:5].str.join(', ')))
+    published = [
+        PUBLISHED_UNITS.get((r.layer, r.unit), np.nan) if gptj else np.nan for r in t.itertuples()
+    ]
+    table = pd.DataFrame(
+        dict(
+            picture=t.image_id,
+            target=t.target,
+            unit=unit,
+            patch=t.patch,
+            score=t.score,
+            readable=t.interpretable,
+            published=published,
+            ours=t.words.str.split(', ').str[:5].str.join(', '),
+        )
+    )
     kind = 'interpretable neurons' if readable else 'neurons of all kinds'
-    return Exhibit(name, run.said(f'The five highest {kind} of {table.picture.nunique()} pictures drawn at random, for'), table)
+    return Exhibit(
+        name,
+        run.said(
+            f'The five highest {kind} of {table.picture.nunique()} pictures drawn at random, for'
+        ),
+        table,
+    )
 
 # %% ../nbs/06a_paper.ipynb #cb4e5208
 def table_s1(
-    run:Run, # with the task decode
-    n:int=4, # pictures
+    run: Run,  # with the task decode
+    n: int = 4,  # pictures
 ) -> Exhibit:
     "The best interpretable neurons of some pictures"
     return _listed(run, 'Table S.1', True, n)
 
 # %% ../nbs/06a_paper.ipynb #b6692ea5
 def table_s2(
-    run:Run, # with the task decode
-    n:int=4, # pictures
+    run: Run,  # with the task decode
+    n: int = 4,  # pictures
 ) -> Exhibit:
     "The best neurons of the same pictures, readable or not"
     return _listed(run, 'Table S.2', False, n)
 
 # %% ../nbs/06a_paper.ipynb #cb7a1d77
 def photo(
-    run:Run, # any
-    image_id:str, # of a picture
-) -> Image.Image: # grey where the run kept no small copies
+    run: Run,  # any
+    image_id: str,  # of a picture
+) -> Image.Image:  # grey where the run kept no small copies
     "The small copy of a picture that the run kept"
     small = run.images.set_index('image_id').thumbnail[image_id]
-    return Image.open(io.BytesIO(small)).convert('RGB') if small else Image.new('RGB', (128, 128), '#888888')
+    return (
+        Image.open(io.BytesIO(small)).convert('RGB')
+        if small
+        else Image.new('RGB', (128, 128), '#888888')
+    )
 
 # %% ../nbs/06a_paper.ipynb #5b384ce3
 def maps_of(
-    run:Run, # with the task masks
-    image_id:str, # of a picture
-) -> pd.DataFrame: # layer, unit, sign, rank, heat: (patch,)
+    run: Run,  # with the task masks
+    image_id: str,  # of a picture
+) -> pd.DataFrame:  # layer, unit, sign, rank, heat: (patch,)
     "The activations of a picture's interpretable neurons at each patch, the highest neuron first"
     return _with_heat(run.maps[run.maps.image_id == image_id].sort_values('rank'))
 
 # %% ../nbs/06a_paper.ipynb #ca3512f4
-def _with_heat(t): return t.assign(heat=[np.frombuffer(m, np.float16).astype(np.float32) for m in t['map']])
+def _with_heat(t):
+    return t.assign(heat=[np.frombuffer(m, np.float16).astype(np.float32) for m in t['map']])
 
 # %% ../nbs/06a_paper.ipynb #af3e1334
 def _over(run, image_id, values):
     "A heatmap over a picture"
     picture = photo(run, image_id)
-    return overlay(picture, to_pixels(values[None], tuple(run.about['grid']), picture.size[::-1])[0])
+    return overlay(
+        picture, to_pixels(values[None], tuple(run.about['grid']), picture.size[::-1])[0]
+    )
 
 # %% ../nbs/06a_paper.ipynb #761f22b2
 def _panels(n, columns, width=2.3, height=3):
     "A grid of empty axes"
     columns = max(1, min(n, columns))
-    fig, axes = plt.subplots(max(1, -(-n//columns)), columns, figsize=(width*columns, height*max(1, -(-n//columns))), layout='constrained', squeeze=False)
-    for ax in axes.flat: ax.set(xticks=[], yticks=[]); ax.spines[:].set_visible(False)
+    fig, axes = plt.subplots(
+        max(1, -(-n // columns)),
+        columns,
+        figsize=(width * columns, height * max(1, -(-n // columns))),
+        layout='constrained',
+        squeeze=False,
+    )
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
     return fig, axes.ravel()
 
 # %% ../nbs/06a_paper.ipynb #92cfceb3
-def _plain(text): return text.replace('$', r'\$')                # not a formula
+def _plain(text):
+    return text.replace('$', r'\$')  # not a formula
 
 # %% ../nbs/06a_paper.ipynb #0286dd55
 def figure_2(
-    run:Run, # with the tasks decode and masks
-    n:int=4, # pictures
+    run: Run,  # with the tasks decode and masks
+    n: int = 4,  # pictures
 ) -> Exhibit:
     "Pictures, their five best interpretable neurons, and where those fire"
     best = best_of_each(run)
@@ -260,198 +402,447 @@ def figure_2(
         ax.imshow(_over(run, name, np.mean(maps_of(run, name).heat.to_list()[:5], axis=0)))
         ax.set_title(_plain(run.images.set_index('image_id').caption[name][:34]), fontsize=9)
         rows = best[best.image_id == name]
-        ax.set_xlabel('\n'.join(_plain(f'L{r.layer}.u{r.unit}: ' + ', '.join(r.words.split(', ')[:2])) for r in rows.itertuples()), fontsize=8)
-    return Exhibit('Figure 2', run.said('Mean activation of the five highest interpretable neurons over the picture, with two words of each, for'), figure=fig)
+        ax.set_xlabel(
+            '\n'.join(
+                _plain(f'L{r.layer}.u{r.unit}: ' + ', '.join(r.words.split(', ')[:2]))
+                for r in rows.itertuples()
+            ),
+            fontsize=8,
+        )
+    return Exhibit(
+        'Figure 2',
+        run.said(
+            'Mean activation of the five highest interpretable neurons over the picture, with two words of each, for'
+        ),
+        figure=fig,
+    )
 
 # %% ../nbs/06a_paper.ipynb #fe2ef495
 def figure_4(
-    run:Run, # with the tasks decode and masks
-    n:int=4, # units
-    pictures:int=4, # of each
+    run: Run,  # with the tasks decode and masks
+    n: int = 4,  # units
+    pictures: int = 4,  # of each
 ) -> Exhibit:
     "Units, and the pictures in which they fire most"
-    key, said = ['layer', 'unit', 'sign'], words(run.decoding).set_index(['layer', 'unit', 'sign']).words
-    units = run.maps.groupby(key).size().sort_values(ascending=False, kind='stable').head(n).index.tolist()
-    fig, axes = _panels(len(units)*pictures, pictures, 2, 2.3)
+    key, said = (
+        ['layer', 'unit', 'sign'],
+        words(run.decoding).set_index(['layer', 'unit', 'sign']).words,
+    )
+    units = (
+        run.maps.groupby(key)
+        .size()
+        .sort_values(ascending=False, kind='stable')
+        .head(n)
+        .index.tolist()
+    )
+    fig, axes = _panels(len(units) * pictures, pictures, 2, 2.3)
     for row, unit in enumerate(units):
         t = _with_heat(run.maps.set_index(key).sort_index().loc[[unit]])
         t = t.assign(most=t.heat.map(np.max)).sort_values('most', ascending=False).head(pictures)
-        for ax, r in zip(axes[row*pictures:], t.itertuples()): ax.imshow(_over(run, r.image_id, r.heat))
-        axes[row*pictures].set_title(_plain(f'L{unit[0]}.u{unit[1]}: ' + ', '.join(said[unit].split(', ')[:3])), fontsize=8, loc='left')
-    return Exhibit('Figure 4', run.said('The pictures in which some units fire most, among those in whose top list the unit stands, for'), figure=fig)
+        for ax, r in zip(axes[row * pictures :], t.itertuples()):
+            ax.imshow(_over(run, r.image_id, r.heat))
+        axes[row * pictures].set_title(
+            _plain(f'L{unit[0]}.u{unit[1]}: ' + ', '.join(said[unit].split(', ')[:3])),
+            fontsize=8,
+            loc='left',
+        )
+    return Exhibit(
+        'Figure 4',
+        run.said(
+            'The pictures in which some units fire most, among those in whose top list the unit stands, for'
+        ),
+        figure=fig,
+    )
 
 # %% ../nbs/06a_paper.ipynb #2e01e174
 def _by_category(run, baseline, n):
     "Mean overlap per picture, arm and category, in the most frequent categories of pictures with one kind of thing"
-    t = run.overlaps[(run.overlaps.n_categories == 1) & (run.overlaps.baseline == baseline) & run.overlaps.arm.isin(['top', 'random'])]
-    kept = t.groupby('category').image_id.nunique().sort_values(ascending=False, kind='stable').head(n).index
+    t = run.overlaps[
+        (run.overlaps.n_categories == 1)
+        & (run.overlaps.baseline == baseline)
+        & run.overlaps.arm.isin(['top', 'random'])
+    ]
+    kept = (
+        t.groupby('category')
+        .image_id.nunique()
+        .sort_values(ascending=False, kind='stable')
+        .head(n)
+        .index
+    )
     each = t[t.category.isin(kept)].groupby(['category', 'arm', 'image_id']).iou.mean()
     return each.unstack('arm').reindex(columns=['top', 'random'])
 
 # %% ../nbs/06a_paper.ipynb #e1822db4
 def figure_5(
-    run:Run, # with the task masks
-    n:int=12, # categories
+    run: Run,  # with the task masks
+    n: int = 12,  # categories
 ) -> Exhibit:
     "Receptive fields against masks, category by category"
     rows, fig, axes = [], *plt.subplots(1, 2, figsize=(9, 3.4), layout='constrained', sharey=True)
     for ax, baseline in zip(axes, ('none', 'position_mean')):
         each = _by_category(run, baseline, n)
         means = each.groupby('category', sort=False).mean()
-        for shift, arm, colour in ((-.2, 'top', '#3b6fb6'), (.2, 'random', '#999999')): ax.bar(np.arange(len(means)) + shift, means[arm], .4, color=colour, label=arm)
-        ax.set(xticks=range(len(means)), title=f'baseline: {baseline}'); ax.set_xticklabels(means.index, rotation=60, ha='right', fontsize=8)
+        for shift, arm, colour in ((-0.2, 'top', '#3b6fb6'), (0.2, 'random', '#999999')):
+            ax.bar(np.arange(len(means)) + shift, means[arm], 0.4, color=colour, label=arm)
+        ax.set(xticks=range(len(means)), title=f'baseline: {baseline}')
+        ax.set_xticklabels(means.index, rotation=60, ha='right', fontsize=8)
         ax.spines[['top', 'right']].set_visible(False)
         both = each.dropna()
-        rows.append({'baseline': baseline, 'published': '12 of 12 categories better' if baseline == 'none' else np.nan, 'better': f'{(means.top > means.random).sum()} of {len(means)}',
-                     **measured(both.top - both.random)})
-    axes[0].set_ylabel('IoU'); axes[0].legend(frameon=False)
-    return Exhibit('Figure 5', run.said('Overlap of receptive fields and masks in pictures of one kind of thing; ours, lo and hi are the mean difference between top and random, for'), pd.DataFrame(rows), fig)
+        rows.append(
+            {
+                'baseline': baseline,
+                'published': '12 of 12 categories better' if baseline == 'none' else np.nan,
+                'better': f'{(means.top > means.random).sum()} of {len(means)}',
+                **measured(both.top - both.random),
+            }
+        )
+    axes[0].set_ylabel('IoU')
+    axes[0].legend(frameon=False)
+    return Exhibit(
+        'Figure 5',
+        run.said(
+            'Overlap of receptive fields and masks in pictures of one kind of thing; ours, lo and hi are the mean difference between top and random, for'
+        ),
+        pd.DataFrame(rows),
+        fig,
+    )
 
 # %% ../nbs/06a_paper.ipynb #b7eb6c68
-PUBLISHED_IOU = {'507042': .17, '438269': .26, '181859': .64, '520910': .16, '353518': .13, '108864': .68, '430973': .51, '486479': .40}
+PUBLISHED_IOU = {
+    '507042': 0.17,
+    '438269': 0.26,
+    '181859': 0.64,
+    '520910': 0.16,
+    '353518': 0.13,
+    '108864': 0.68,
+    '430973': 0.51,
+    '486479': 0.40,
+}
 
 # %% ../nbs/06a_paper.ipynb #a9334987
 def figure_s1(
-    run:Run, # with the task masks
-    n:int=8, # pictures
+    run: Run,  # with the task masks
+    n: int = 8,  # pictures
 ) -> Exhibit:
     "The mean map of a picture's five best neurons, and how well its top 5 % covers the thing"
-    t = run.overlaps[(run.overlaps.arm == 'top five') & (run.overlaps.baseline == 'none')].sort_values('iou', ascending=False).drop_duplicates('image_id')
-    same = t[t.image_id.isin(PUBLISHED_IOU)] if run.about.get('source', '').startswith('coco') else t.head(0)
+    t = (
+        run.overlaps[(run.overlaps.arm == 'top five') & (run.overlaps.baseline == 'none')]
+        .sort_values('iou', ascending=False)
+        .drop_duplicates('image_id')
+    )
+    same = (
+        t[t.image_id.isin(PUBLISHED_IOU)]
+        if run.about.get('source', '').startswith('coco')
+        else t.head(0)
+    )
     t = (same if len(same) else t).head(n)
     fig, axes = _panels(len(t), 4, 2, 2.4)
     for ax, r in zip(axes, t.itertuples()):
-        ax.imshow(_over(run, r.image_id, np.mean(maps_of(run, r.image_id).heat.to_list()[:5], axis=0)))
+        ax.imshow(
+            _over(run, r.image_id, np.mean(maps_of(run, r.image_id).heat.to_list()[:5], axis=0))
+        )
         ax.set_title(_plain(f'{r.category}: IoU {r.iou:.2f}'), fontsize=9)
-    table = pd.DataFrame(dict(picture=t.image_id, thing=t.category, published=t.image_id.map(PUBLISHED_IOU) if len(same) else np.nan, ours=t.iou))
-    chosen = "the paper's examples" if len(same) else f'the {len(t)} pictures where it is highest (chosen for that)'
-    return Exhibit('Figure S.1', run.said(f'IoU of the mean map of the five highest interpretable neurons, {chosen}, for'), table, fig)
+    table = pd.DataFrame(
+        dict(
+            picture=t.image_id,
+            thing=t.category,
+            published=t.image_id.map(PUBLISHED_IOU) if len(same) else np.nan,
+            ours=t.iou,
+        )
+    )
+    chosen = (
+        "the paper's examples"
+        if len(same)
+        else f'the {len(t)} pictures where it is highest (chosen for that)'
+    )
+    return Exhibit(
+        'Figure S.1',
+        run.said(f'IoU of the mean map of the five highest interpretable neurons, {chosen}, for'),
+        table,
+        fig,
+    )
 
 # %% ../nbs/06a_paper.ipynb #54ceb912
 def figure_s2(
-    run:Run, # with the tasks decode and masks
+    run: Run,  # with the tasks decode and masks
 ) -> Exhibit:
     "Mean activation of each noun's units in pictures of every noun"
     t = run.activations.merge(run.images[['image_id', 'noun']], on='image_id')
-    t = t[~t.image_id.map(chosen_half)].rename(columns=dict(noun='shown')).merge(run.watched, on=['layer', 'unit', 'sign'])
+    t = (
+        t[~t.image_id.map(chosen_half)]
+        .rename(columns=dict(noun='shown'))
+        .merge(run.watched, on=['layer', 'unit', 'sign'])
+    )
     nouns = [n for n in run.watched.noun.unique() if n in set(t.shown) & set(t.noun)]
     said = run.said('Units chosen on one half of the pictures, measured on the other, for')
-    if len(nouns) < 2: return Exhibit('Figure S.2', f'Not to be had: no two nouns have pictures in both halves of this run. {said}')
+    if len(nouns) < 2:
+        return Exhibit(
+            'Figure S.2',
+            f'Not to be had: no two nouns have pictures in both halves of this run. {said}',
+        )
     m = t.groupby(['noun', 'shown'])['mean'].mean().unstack().loc[nouns, nouns]
     m = m.div(m.abs().max(axis=1), axis=0)
     fig, ax = plt.subplots(figsize=(4.6, 4), layout='constrained')
     image = ax.imshow(m, vmin=-1, vmax=1, cmap='RdBu_r')
-    ax.set(xticks=range(len(nouns)), yticks=range(len(nouns)), yticklabels=nouns, xlabel='pictures of', ylabel='units of')
-    ax.set_xticklabels(nouns, rotation=60, ha='right'); fig.colorbar(image, ax=ax, label='share of the largest')
+    ax.set(
+        xticks=range(len(nouns)),
+        yticks=range(len(nouns)),
+        yticklabels=nouns,
+        xlabel='pictures of',
+        ylabel='units of',
+    )
+    ax.set_xticklabels(nouns, rotation=60, ha='right')
+    fig.colorbar(image, ax=ax, label='share of the largest')
     own = int((m.to_numpy().argmax(1) == np.arange(len(nouns))).sum())
     pictures = t[t.shown.isin(nouns)].image_id.nunique()
-    return Exhibit('Figure S.2', said, pd.DataFrame([dict(published='10 of 10 sets peak on their own class', ours=f'{own} of {len(nouns)}', by_chance=f'1 of {len(nouns)}', pictures=pictures)]), fig)
+    return Exhibit(
+        'Figure S.2',
+        said,
+        pd.DataFrame(
+            [
+                dict(
+                    published='10 of 10 sets peak on their own class',
+                    ours=f'{own} of {len(nouns)}',
+                    by_chance=f'1 of {len(nouns)}',
+                    pictures=pictures,
+                )
+            ]
+        ),
+        fig,
+    )
 
 # %% ../nbs/06a_paper.ipynb #e6c3dd63
 def figure_6(
-    run:Run, # with the task ablate
+    run: Run,  # with the task ablate
 ) -> Exhibit:
     "The noun's probability against the number of ablated neurons"
     curves, last = relative(run.curve), run.curve.n_ablated.max()
     t = curve_means(curves)
     end = t[t.n_ablated == t.groupby('arm').n_ablated.transform('max')]
-    published = {'top': .2, 'random': 1.}
-    table = pd.DataFrame(dict(arm=end.arm, ablated=end.n_ablated, published=end.arm.map(published), ours=end['mean'], lo=end.lo, hi=end.hi, pictures=end.pictures))
-    return Exhibit('Figure 6', run.said(f"What is left of the noun's probability with up to {last} neurons switched off (published at 6400 of GPT-J: falls by 80 %; random nearly unchanged), for"),
-                   table, plot_curve(curves))
+    published = {'top': 0.2, 'random': 1.0}
+    table = pd.DataFrame(
+        dict(
+            arm=end.arm,
+            ablated=end.n_ablated,
+            published=end.arm.map(published),
+            ours=end['mean'],
+            lo=end.lo,
+            hi=end.hi,
+            pictures=end.pictures,
+        )
+    )
+    return Exhibit(
+        'Figure 6',
+        run.said(
+            f"What is left of the noun's probability with up to {last} neurons switched off (published at 6400 of GPT-J: falls by 80 %; random nearly unchanged), for"
+        ),
+        table,
+        plot_curve(curves),
+    )
 
 # %% ../nbs/06a_paper.ipynb #6c1e671f
 def figure_s3(
-    run:Run, # with the task ablate
+    run: Run,  # with the task ablate
 ) -> Exhibit:
     "How far captions are from the intact model's, against the number of ablated neurons"
-    intact = run.curve[run.curve.n_ablated == 0].drop_duplicates('image_id').set_index('image_id').caption
-    same = run.curve.assign(same=(run.curve.caption == run.curve.image_id.map(intact)).astype(float))
-    column, label = ('bert', 'BERTScore with the intact caption') if same.bert.notna().any() else ('same', 'share of captions unchanged')
+    intact = (
+        run.curve[run.curve.n_ablated == 0]
+        .drop_duplicates('image_id')
+        .set_index('image_id')
+        .caption
+    )
+    same = run.curve.assign(
+        same=(run.curve.caption == run.curve.image_id.map(intact)).astype(float)
+    )
+    column, label = (
+        ('bert', 'BERTScore with the intact caption')
+        if same.bert.notna().any()
+        else ('same', 'share of captions unchanged')
+    )
     t = curve_means(same, column)
-    table = t.rename(columns=dict(n_ablated='ablated', mean='ours')).assign(published=np.nan)[['arm', 'ablated', 'published', 'ours', 'lo', 'hi', 'pictures']]
-    return Exhibit('Figure S.3', run.said(f'{label[0].upper()}{label[1:]} (the paper draws a curve and gives no numbers), for'), table, plot_curve(same, column, label))
+    table = t.rename(columns=dict(n_ablated='ablated', mean='ours')).assign(published=np.nan)[
+        ['arm', 'ablated', 'published', 'ours', 'lo', 'hi', 'pictures']
+    ]
+    return Exhibit(
+        'Figure S.3',
+        run.said(
+            f'{label[0].upper()}{label[1:]} (the paper draws a curve and gives no numbers), for'
+        ),
+        table,
+        plot_curve(same, column, label),
+    )
 
 # %% ../nbs/06a_paper.ipynb #511a418e
 PUBLISHED_S3 = {('219578', 0): 'a dog with a cat', ('219578', 800): 'a tiger and a tiger'}
 
 # %% ../nbs/06a_paper.ipynb #a17554a0
 def table_s3(
-    run:Run, # with the task ablate
-    image_id:str|None=None, # of a picture; default: the paper's, or else the one whose noun falls fastest
+    run: Run,  # with the task ablate
+    image_id: str
+    | None = None,  # of a picture; default: the paper's, or else the one whose noun falls fastest
 ) -> Exhibit:
     "What the model says of one picture as its neurons go"
     curves = relative(run.curve)
-    if image_id is None and '219578' in set(curves.image_id) and run.about.get('source', '').startswith('coco'): image_id = '219578'
-    if image_id is None: image_id = curves[curves.arm == 'top'].groupby('image_id').relative.mean().idxmin()
-    t = curves[(curves.image_id == image_id) & (curves.draw == 0)].pivot(index='n_ablated', columns='arm', values=['caption', 'relative'])
+    if (
+        image_id is None
+        and '219578' in set(curves.image_id)
+        and run.about.get('source', '').startswith('coco')
+    ):
+        image_id = '219578'
+    if image_id is None:
+        image_id = curves[curves.arm == 'top'].groupby('image_id').relative.mean().idxmin()
+    t = curves[(curves.image_id == image_id) & (curves.draw == 0)].pivot(
+        index='n_ablated', columns='arm', values=['caption', 'relative']
+    )
     t.columns = [f'{arm}: {"P" if what == "relative" else what}' for what, arm in t.columns]
     t.insert(0, 'published', [PUBLISHED_S3.get((image_id, n), np.nan) for n in t.index])
-    how = "the paper's example" if image_id == '219578' else 'the picture whose noun falls fastest (chosen for that)'
-    return Exhibit('Table S.3', run.said(f'Captions and relative probability of the noun, {how}, {image_id}, for'), t.reset_index().rename(columns=dict(n_ablated='ablated')))
+    how = (
+        "the paper's example"
+        if image_id == '219578'
+        else 'the picture whose noun falls fastest (chosen for that)'
+    )
+    return Exhibit(
+        'Table S.3',
+        run.said(f'Captions and relative probability of the noun, {how}, {image_id}, for'),
+        t.reset_index().rename(columns=dict(n_ablated='ablated')),
+    )
 
 # %% ../nbs/06a_paper.ipynb #b4c96d80
 def figure_s4(
-    run:Run, # with the task decode
+    run: Run,  # with the task decode
 ) -> Exhibit:
     "Different units among the top lists, by layer"
     key, read = ['layer', 'unit', 'sign'], run.decoding[run.decoding['rank'] == 1]
-    seen = run.neurons[key].drop_duplicates().merge(read, on=key).groupby('layer').interpretable.agg(['size', 'sum'])
-    seen = seen.reindex(range(run.about['n_layers']), fill_value=0).rename(columns=dict(size='all', sum='interpretable'))
-    seen['expected'] = seen['all']*read[read.drawn].groupby('layer').interpretable.mean().reindex(seen.index).fillna(0)
+    seen = (
+        run.neurons[key]
+        .drop_duplicates()
+        .merge(read, on=key)
+        .groupby('layer')
+        .interpretable.agg(['size', 'sum'])
+    )
+    seen = seen.reindex(range(run.about['n_layers']), fill_value=0).rename(
+        columns=dict(size='all', sum='interpretable')
+    )
+    seen['expected'] = seen['all'] * read[read.drawn].groupby('layer').interpretable.mean().reindex(
+        seen.index
+    ).fillna(0)
     fig, ax = plt.subplots(figsize=(7, 3), layout='constrained')
     ax.bar(seen.index, seen['all'], color='#c9d7ea', label='all')
     ax.bar(seen.index, seen.interpretable, color='#3b6fb6', label='interpretable')
-    ax.plot(seen.index, seen.expected, color='#666666', marker='.', label='interpretable, if they were random units of the layer')
-    ax.set(xlabel='layer', ylabel='different units'); ax.spines[['top', 'right']].set_visible(False); ax.legend(frameon=False, fontsize=8)
+    ax.plot(
+        seen.index,
+        seen.expected,
+        color='#666666',
+        marker='.',
+        label='interpretable, if they were random units of the layer',
+    )
+    ax.set(xlabel='layer', ylabel='different units')
+    ax.spines[['top', 'right']].set_visible(False)
+    ax.legend(frameon=False, fontsize=8)
     n, total = len(seen), max(1, seen.interpretable.sum())
-    middle = seen.interpretable[round(5/28*n):round(10/28*n) + 1].sum()/total
-    table = pd.DataFrame([dict(what='layer with most interpretable units', published='5 to 10 of 28', ours=str(seen.interpretable.idxmax())),
-                          dict(what=f'share in layers {round(5/28*n)} to {round(10/28*n)} of {n}', published='most', ours=f'{middle:.2f}')])
-    return Exhibit('Figure S.4', run.said('Different units among the highest of each picture, for'), table, fig)
+    middle = seen.interpretable[round(5 / 28 * n) : round(10 / 28 * n) + 1].sum() / total
+    table = pd.DataFrame(
+        [
+            dict(
+                what='layer with most interpretable units',
+                published='5 to 10 of 28',
+                ours=str(seen.interpretable.idxmax()),
+            ),
+            dict(
+                what=f'share in layers {round(5 / 28 * n)} to {round(10 / 28 * n)} of {n}',
+                published='most',
+                ours=f'{middle:.2f}',
+            ),
+        ]
+    )
+    return Exhibit(
+        'Figure S.4', run.said('Different units among the highest of each picture, for'), table, fig
+    )
 
 # %% ../nbs/06a_paper.ipynb #d02560dd
-EXHIBITS = [table_1, table_2, figure_2, figure_3, figure_4, figure_5, figure_6, table_s1, table_s2, table_s3, figure_s1, figure_s2, figure_s3, figure_s4]
+EXHIBITS = [
+    table_1,
+    table_2,
+    figure_2,
+    figure_3,
+    figure_4,
+    figure_5,
+    figure_6,
+    table_s1,
+    table_s2,
+    table_s3,
+    figure_s1,
+    figure_s2,
+    figure_s3,
+    figure_s4,
+]
 
 # %% ../nbs/06a_paper.ipynb #c097638f
 def exhibits(
-    run:Run, # any
+    run: Run,  # any
 ):  # yields Exhibit
     "Every exhibit of the paper, in the order of its list"
-    for make in EXHIBITS: yield made(run, make)
+    for make in EXHIBITS:
+        yield made(run, make)
 
 # %% ../nbs/06a_paper.ipynb #35e995c1
 def paper(
-    folder, # of a run
-    out=None, # folder for the exhibits; default: paper, in the run's folder
-) -> Path: # a page with all of them
+    folder,  # of a run
+    out=None,  # folder for the exhibits; default: paper, in the run's folder
+) -> Path:  # a page with all of them
     "Make every exhibit of a run: one page, and each table as csv, each figure as png"
     run = Run(folder)
-    out, page = Path(out or run.folder/'paper'), []
+    out, page = Path(out or run.folder / 'paper'), []
     out.mkdir(parents=True, exist_ok=True)
     for e in exhibits(run):
         name = e.name.lower().replace(' ', '-').replace('.', '')
-        if e.table is not None: e.table.to_csv(out/f'{name}.csv', index=False)
-        if e.figure is not None: (out/f'{name}.png').write_bytes(e.picture())
+        if e.table is not None:
+            e.table.to_csv(out / f'{name}.csv', index=False)
+        if e.figure is not None:
+            (out / f'{name}.png').write_bytes(e.picture())
         page.append(e._repr_html_())
     head = f'<!doctype html><meta charset="utf-8"><meta name="generator" content="mmneurons {__version__}"><title>{html.escape(run.folder.name)}</title>'
     style = '<style>body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}table{border-collapse:collapse;font-size:14px}td,th{padding:.2em .7em;text-align:left}img{max-width:100%}</style>'
-    (out/'index.html').write_text(f'{head}{style}<h1>{html.escape(run.said("The exhibits of the paper, for"))}</h1>' + '\n'.join(page), 'utf-8', 'replace')
-    return out/'index.html'
+    (out / 'index.html').write_text(
+        f'{head}{style}<h1>{html.escape(run.said("The exhibits of the paper, for"))}</h1>'
+        + '\n'.join(page),
+        'utf-8',
+        'replace',
+    )
+    return out / 'index.html'
 
 # %% ../nbs/06a_paper.ipynb #d54ad009
 def cost(
-    run, # folder of a run over some dozens of pictures, on the device that is meant
-    pictures:int, # how many the larger one has
-    devices:int=1, # that share them
-) -> pd.DataFrame: # task, seconds (a picture; of decode: all), hours, gigabytes
+    run,  # folder of a run over some dozens of pictures, on the device that is meant
+    pictures: int,  # how many the larger one has
+    devices: int = 1,  # that share them
+) -> pd.DataFrame:  # task, seconds (a picture; of decode: all), hours, gigabytes
     "What a larger run of the same kind will take, from what this one took"
     log = pd.concat([pd.read_csv(file) for file in sorted(Path(run).glob('log-*.csv'))])
     n, rows = len(read_table(run, 'images', ['image_id'])), []
-    tables = dict(attribute=('images', 'neurons'), decode=('decoding',), masks=('overlaps', 'maps', 'activations'), ablate=('curve',), scores=('scores',))
+    tables = dict(
+        attribute=('images', 'neurons'),
+        decode=('decoding',),
+        masks=('overlaps', 'maps', 'activations'),
+        ablate=('curve',),
+        scores=('scores',),
+    )
     for task, part in log.groupby('task', sort=False):
         later = part[part.block > 0] if len(part) > 1 else part
-        size = sum(f.stat().st_size for t in tables[task] for f in (Path(run)/t).glob('*.parquet'))
-        seconds, times = (later.seconds.sum()/later.n.sum(), pictures) if task != 'decode' else (part.seconds.sum(), 1)
-        rows.append(dict(task=task, seconds=seconds, hours=seconds*times/3600/devices, gigabytes=size/1e9*(pictures/n if task != 'decode' else 1)))
+        size = sum(
+            f.stat().st_size for t in tables[task] for f in (Path(run) / t).glob('*.parquet')
+        )
+        seconds, times = (
+            (later.seconds.sum() / later.n.sum(), pictures)
+            if task != 'decode'
+            else (part.seconds.sum(), 1)
+        )
+        rows.append(
+            dict(
+                task=task,
+                seconds=seconds,
+                hours=seconds * times / 3600 / devices,
+                gigabytes=size / 1e9 * (pictures / n if task != 'decode' else 1),
+            )
+        )
     return pd.DataFrame(rows)

@@ -21,192 +21,235 @@ from .model import MultimodalLM, hook_neurons
 # %% ../nbs/04_receptive_fields.ipynb #0ade7c2c
 @torch.no_grad()
 def unit_activations(
-    mm:MultimodalLM, # the model
-    image, # a PIL image
-) -> torch.Tensor: # (layer, unit, patch)
+    mm: MultimodalLM,  # the model
+    image,  # a PIL image
+) -> torch.Tensor:  # (layer, unit, patch)
     "Every unit's activation at every patch of a picture"
     out = torch.zeros(mm.n_layers, mm.n_units, mm.n_patches)
-    def keep(layer, acts): out[layer] = acts[0, mm.image_positions].T.float().cpu()
-    with hook_neurons(mm, keep): mm(mm.embed(mm.soft_prompt([image])))
+
+    def keep(layer, acts):
+        out[layer] = acts[0, mm.image_positions].T.float().cpu()
+
+    with hook_neurons(mm, keep):
+        mm(mm.embed(mm.soft_prompt([image])))
     return out
 
 # %% ../nbs/04_receptive_fields.ipynb #17ba0791
 def patch_activations(
-    acts, # (layer, unit, patch), from `unit_activations` or `position_mean`
-    neurons:pd.DataFrame, # columns layer, unit, sign
-) -> torch.Tensor: # (neuron, patch)
+    acts,  # (layer, unit, patch), from `unit_activations` or `position_mean`
+    neurons: pd.DataFrame,  # columns layer, unit, sign
+) -> torch.Tensor:  # (neuron, patch)
     "The rows of `neurons`, positive where they act in the direction of their sign"
     layer, unit, sign = (torch.tensor(neurons[c].to_numpy()) for c in ('layer', 'unit', 'sign'))
-    return acts[layer, unit]*sign[:, None]
+    return acts[layer, unit] * sign[:, None]
 
 # %% ../nbs/04_receptive_fields.ipynb #fa35e192
 def central_box(
-    size:tuple[int,int], # (width, height) of a picture in pixels, as PIL gives it
-    shape:tuple[int,int]=(1, 1), # (height, width) of the part, in any unit
-) -> tuple[int, int, int, int]: # left, top, right, bottom in pixels
+    size: tuple[int, int],  # (width, height) of a picture in pixels, as PIL gives it
+    shape: tuple[int, int] = (1, 1),  # (height, width) of the part, in any unit
+) -> tuple[int, int, int, int]:  # left, top, right, bottom in pixels
     "The largest part of that shape in the middle of the picture: what resizing and a centre crop leave"
-    scale = min(size[0]/shape[1], size[1]/shape[0])
-    w, h = round(shape[1]*scale), round(shape[0]*scale)
-    left, top = (size[0] - w)//2, (size[1] - h)//2
+    scale = min(size[0] / shape[1], size[1] / shape[0])
+    w, h = round(shape[1] * scale), round(shape[0] * scale)
+    left, top = (size[0] - w) // 2, (size[1] - h) // 2
     return left, top, left + w, top + h
 
 # %% ../nbs/04_receptive_fields.ipynb #f1abd670
 def to_pixels(
-    grid, # (n, patch)
-    shape:tuple[int,int], # (rows, columns) of patches
-    size:tuple[int,int], # (height, width) in pixels
-    box:tuple|None=None, # (left, top, right, bottom) in pixels that the patches cover; default: all
-) -> np.ndarray: # (n, height, width)
+    grid,  # (n, patch)
+    shape: tuple[int, int],  # (rows, columns) of patches
+    size: tuple[int, int],  # (height, width) in pixels
+    box: tuple
+    | None = None,  # (left, top, right, bottom) in pixels that the patches cover; default: all
+) -> np.ndarray:  # (n, height, width)
     "Bilinear enlargement of patch values to the picture's pixels"
     left, top, right, bottom = box or (0, 0, size[1], size[0])
     maps = torch.as_tensor(grid).float().unflatten(1, shape)[:, None]
-    inner = F.interpolate(maps, (bottom - top, right - left), mode='bilinear', align_corners=False)[:, 0].numpy()
+    inner = F.interpolate(maps, (bottom - top, right - left), mode='bilinear', align_corners=False)[
+        :, 0
+    ].numpy()
     out = np.broadcast_to(inner.min((1, 2), keepdims=True), (len(inner), *size)).copy()
     out[:, top:bottom, left:right] = inner
     return out
 
 # %% ../nbs/04_receptive_fields.ipynb #b3f0c7f6
 def position_mean(
-    mm:MultimodalLM, # the model
-    images, # PIL images, the more the better; any iterable
-) -> torch.Tensor: # (layer, unit, patch)
+    mm: MultimodalLM,  # the model
+    images,  # PIL images, the more the better; any iterable
+) -> torch.Tensor:  # (layer, unit, patch)
     "Each unit's mean activation at each patch over `images`: its habits of place"
     total, n = torch.zeros(()), 0
-    for n, image in enumerate(tqdm(images, desc='habits of place', unit='picture', leave=False, disable=None), 1): total = total + unit_activations(mm, image)
-    if not n: raise ValueError('no pictures to measure the habits of place on')
-    return total/n
+    for n, image in enumerate(
+        tqdm(images, desc='habits of place', unit='picture', leave=False, disable=None), 1
+    ):
+        total = total + unit_activations(mm, image)
+    if not n:
+        raise ValueError('no pictures to measure the habits of place on')
+    return total / n
 
 # %% ../nbs/04_receptive_fields.ipynb #472b07b9
-_KEPT = WeakKeyDictionary() # model → (state of its projection, position mean over the gallery)
+_KEPT = WeakKeyDictionary()  # model → (state of its projection, position mean over the gallery)
+
 
 def reference(
-    mm:MultimodalLM, # the model
-    baseline='position_mean', # 'position_mean': over the gallery; 'none': zero, as in the paper; or what `position_mean` gave
-): # (layer, unit, patch), or 0
+    mm: MultimodalLM,  # the model
+    baseline='position_mean',  # 'position_mean': over the gallery; 'none': zero, as in the paper; or what `position_mean` gave
+):  # (layer, unit, patch), or 0
     "What activations are compared with"
-    if torch.is_tensor(baseline): return baseline
-    if baseline not in ('position_mean', 'none'): raise ValueError(f"baseline is 'position_mean', 'none' or a tensor from position_mean, not {baseline!r}")
-    if baseline == 'none': return 0
+    if torch.is_tensor(baseline):
+        return baseline
+    if baseline not in ('position_mean', 'none'):
+        raise ValueError(
+            f"baseline is 'position_mean', 'none' or a tensor from position_mean, not {baseline!r}"
+        )
+    if baseline == 'none':
+        return 0
     state = [(p.data_ptr(), p._version) for p in mm.projection.parameters()]
-    if mm in _KEPT and _KEPT[mm][0] == state and not any(b._forward_pre_hooks for b in mm.blocks): return _KEPT[mm][1]
+    if mm in _KEPT and _KEPT[mm][0] == state and not any(b._forward_pre_hooks for b in mm.blocks):
+        return _KEPT[mm][1]
     mean = position_mean(mm, [ex.image for ex in gallery()])
-    if not any(b._forward_pre_hooks for b in mm.blocks): _KEPT[mm] = state, mean
+    if not any(b._forward_pre_hooks for b in mm.blocks):
+        _KEPT[mm] = state, mean
     return mean
 
 # %% ../nbs/04_receptive_fields.ipynb #12c6fc06
 def heatmap(
-    mm:MultimodalLM, # the model
-    image, # a PIL image
-    neurons:pd.DataFrame, # columns layer, unit, sign
-    baseline='position_mean', # as in `reference`; 'none' is the paper's plain map
-    size:tuple[int,int]|None=None, # (height, width) of the maps; default: the picture's own
-    box:tuple|None=None, # (left, top, right, bottom) in pixels: the part that the model is shown; default: all
-) -> np.ndarray: # (neuron, height, width)
+    mm: MultimodalLM,  # the model
+    image,  # a PIL image
+    neurons: pd.DataFrame,  # columns layer, unit, sign
+    baseline='position_mean',  # as in `reference`; 'none' is the paper's plain map
+    size: tuple[int, int] | None = None,  # (height, width) of the maps; default: the picture's own
+    box: tuple
+    | None = None,  # (left, top, right, bottom) in pixels: the part that the model is shown; default: all
+) -> np.ndarray:  # (neuron, height, width)
     "Where each neuron fires, over the picture"
-    if not len(neurons): raise ValueError('no neurons to look for')
+    if not len(neurons):
+        raise ValueError('no neurons to look for')
     size = size or image.size[::-1]
     acts = unit_activations(mm, image.crop(box) if box else image) - reference(mm, baseline)
-    if box: box = tuple(round(v*s/f) for v, s, f in zip(box, size[::-1]*2, image.size*2))
+    if box:
+        box = tuple(round(v * s / f) for v, s, f in zip(box, size[::-1] * 2, image.size * 2))
     return to_pixels(patch_activations(acts, neurons), mm.grid, size, box)
 
 # %% ../nbs/04_receptive_fields.ipynb #63266754
 class Quantiles:
     "Quantiles of any number of values in fixed memory, for several rows at once: counts by bfloat16 number"
-    def __init__(self,
-        rows:int, # how many
-    ): self.counts = np.zeros((rows, 2**16), np.int64)
 
-    def add(self,
-        values, # (row, n), finite
+    def __init__(
+        self,
+        rows: int,  # how many
+    ):
+        self.counts = np.zeros((rows, 2**16), np.int64)
+
+    def add(
+        self,
+        values,  # (row, n), finite
     ):
         "Count `values`"
         bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-        order = np.where(bits >> 31, ~bits, bits | 2**31) >> 16      # as numbers are ordered, the negative ones first
-        for count, row in zip(self.counts, order): count += np.bincount(row, minlength=2**16)
+        order = (
+            np.where(bits >> 31, ~bits, bits | 2**31) >> 16
+        )  # as numbers are ordered, the negative ones first
+        for count, row in zip(self.counts, order):
+            count += np.bincount(row, minlength=2**16)
 
-    def quantile(self,
-        q:float, # 0 to 1
-    ) -> np.ndarray: # (row,)
+    def quantile(
+        self,
+        q: float,  # 0 to 1
+    ) -> np.ndarray:  # (row,)
         "The value below which a share `q` of each row lies, between the two bfloat16 numbers around it by proportion"
-        upto, rank = self.counts.cumsum(1), q*(self.counts.sum(1) - 1) + .5
+        upto, rank = self.counts.cumsum(1), q * (self.counts.sum(1) - 1) + 0.5
         at = (upto > rank[:, None]).argmax(1)
         inside = np.take_along_axis(self.counts, at[:, None], 1)[:, 0]
-        part = (rank - np.take_along_axis(upto, at[:, None], 1)[:, 0] + inside)/inside
-        low, high = (np.where(k >> 15, k << 16 & 2**31 - 1, ~(k << 16)).astype(np.uint32).view(np.float32) for k in (at, at + 1))
-        return low + (high - low)*part
+        part = (rank - np.take_along_axis(upto, at[:, None], 1)[:, 0] + inside) / inside
+        low, high = (
+            np.where(k >> 15, k << 16 & 2**31 - 1, ~(k << 16)).astype(np.uint32).view(np.float32)
+            for k in (at, at + 1)
+        )
+        return low + (high - low) * part
 
 # %% ../nbs/04_receptive_fields.ipynb #f1f836cb
 def field_thresholds(
-    mm:MultimodalLM, # the model
-    images, # PIL images; any iterable, seen once
-    neurons:pd.DataFrame, # columns layer, unit, sign
-    top:float=.05, # share of all pixels that is above
-    baseline='position_mean', # as in `reference`
-    size:tuple[int,int]=(224, 224), # (height, width) that every picture counts with
-) -> np.ndarray: # (neuron,)
+    mm: MultimodalLM,  # the model
+    images,  # PIL images; any iterable, seen once
+    neurons: pd.DataFrame,  # columns layer, unit, sign
+    top: float = 0.05,  # share of all pixels that is above
+    baseline='position_mean',  # as in `reference`
+    size: tuple[int, int] = (224, 224),  # (height, width) that every picture counts with
+) -> np.ndarray:  # (neuron,)
     "The value that each neuron exceeds on a share `top` of the pixels of a data set: one pass, fixed memory"
     seen = Quantiles(len(neurons))
-    for image in tqdm(images, desc='thresholds', unit='picture', leave=False, disable=None): seen.add(heatmap(mm, image, neurons, baseline, size).reshape(len(neurons), -1))
+    for image in tqdm(images, desc='thresholds', unit='picture', leave=False, disable=None):
+        seen.add(heatmap(mm, image, neurons, baseline, size).reshape(len(neurons), -1))
     return seen.quantile(1 - top)
 
 # %% ../nbs/04_receptive_fields.ipynb #972a67c4
 def receptive_field(
-    mm:MultimodalLM, # the model
-    image, # a PIL image
-    neurons:pd.DataFrame, # columns layer, unit, sign
-    top:float=.05, # share of the pixels that is kept
-    baseline='position_mean', # as in `reference`
-    box:tuple|None=None, # as in `heatmap`
-    thresholds=None, # (neuron,) from `field_thresholds`; default: the picture's own quantile
-) -> np.ndarray: # (neuron, height, width) bool
+    mm: MultimodalLM,  # the model
+    image,  # a PIL image
+    neurons: pd.DataFrame,  # columns layer, unit, sign
+    top: float = 0.05,  # share of the pixels that is kept
+    baseline='position_mean',  # as in `reference`
+    box: tuple | None = None,  # as in `heatmap`
+    thresholds=None,  # (neuron,) from `field_thresholds`; default: the picture's own quantile
+) -> np.ndarray:  # (neuron, height, width) bool
     "The pixels where each neuron fires most: the top 5 % of its heatmap, as in the paper"
     heat = heatmap(mm, image, neurons, baseline, box=box)
-    if thresholds is None: thresholds = np.quantile(heat, 1 - top, axis=(1, 2))
+    if thresholds is None:
+        thresholds = np.quantile(heat, 1 - top, axis=(1, 2))
     return heat > np.asarray(thresholds)[:, None, None]
 
 # %% ../nbs/04_receptive_fields.ipynb #ca3512f4
 def overlay(
-    image, # a PIL image
-    heat, # (height, width)
-    strength:float=.75, # of the colour where the neuron fires most
+    image,  # a PIL image
+    heat,  # (height, width)
+    strength: float = 0.75,  # of the colour where the neuron fires most
 ) -> Image.Image:
     "The photograph with a heatmap over it; dark is silent, bright is where the neuron fires"
     heat = np.clip(heat, np.median(heat), None)
-    heat = (heat - heat.min())/max(np.ptp(heat), 1e-9)
+    heat = (heat - heat.min()) / max(np.ptp(heat), 1e-9)
     colour = matplotlib.colormaps['inferno'](heat)[..., :3]
-    grey = np.asarray(image.convert('L').convert('RGB'))/255*.8
-    alpha = (.15 + (strength - .15)*heat)[..., None]
-    return Image.fromarray((255*(grey*(1 - alpha) + colour*alpha)).astype(np.uint8))
+    grey = np.asarray(image.convert('L').convert('RGB')) / 255 * 0.8
+    alpha = (0.15 + (strength - 0.15) * heat)[..., None]
+    return Image.fromarray((255 * (grey * (1 - alpha) + colour * alpha)).astype(np.uint8))
 
 # %% ../nbs/04_receptive_fields.ipynb #7be2a90c
 def drawable(
-    text:str, # for example a token
-) -> str: # as long as `text`
+    text: str,  # for example a token
+) -> str:  # as long as `text`
     "`text` with a dot for each character that the figures' font lacks"
     font = get_font(findfont(FontProperties()))
     return ''.join(c if c.isprintable() and font.get_char_index(ord(c)) else '·' for c in text)
 
 # %% ../nbs/04_receptive_fields.ipynb #92cfceb3
 def plot_neurons(
-    image, # a PIL image
-    neurons:pd.DataFrame, # columns layer, unit, sign, words
-    heat, # (neuron, height, width), from `heatmap`
-    mask=None, # (height, width) bool, drawn as a contour
-    n_words:int=3, # words under each picture
-    top:float|None=.05, # share of the pixels inside the dashed line; None: no line
-    columns:int=3, # pictures in a row of the figure
+    image,  # a PIL image
+    neurons: pd.DataFrame,  # columns layer, unit, sign, words
+    heat,  # (neuron, height, width), from `heatmap`
+    mask=None,  # (height, width) bool, drawn as a contour
+    n_words: int = 3,  # words under each picture
+    top: float | None = 0.05,  # share of the pixels inside the dashed line; None: no line
+    columns: int = 3,  # pictures in a row of the figure
 ):
     "The photograph and one overlay a neuron, with the neuron's words; a matplotlib figure"
     columns = min(columns, len(neurons) + 1)
-    rows = -(-(len(neurons) + 1)//columns)
-    fig, axes = plt.subplots(rows, columns, figsize=(2.1*columns, 2.8*rows), layout='constrained', squeeze=False)
+    rows = -(-(len(neurons) + 1) // columns)
+    fig, axes = plt.subplots(
+        rows, columns, figsize=(2.1 * columns, 2.8 * rows), layout='constrained', squeeze=False
+    )
     axes = axes.ravel()
     axes[0].imshow(image)
     for ax, n, h in zip(axes[1:], neurons.itertuples(), heat):
         ax.imshow(overlay(image, h))
-        if top and np.ptp(h): ax.contour(h, [np.quantile(h, 1 - top)], colors='#56b4e9', linewidths=1.2, linestyles='dashed')
-        if mask is not None: ax.contour(mask, [.5], colors='white', linewidths=1)
+        if top and np.ptp(h):
+            ax.contour(
+                h, [np.quantile(h, 1 - top)], colors='#56b4e9', linewidths=1.2, linestyles='dashed'
+            )
+        if mask is not None:
+            ax.contour(mask, [0.5], colors='white', linewidths=1)
         ax.set_title(f'L{n.layer}.u{n.unit}({"+" if n.sign > 0 else "−"})', fontsize=10)
         ax.set_xlabel('\n'.join(map(drawable, n.words.split(', ')[:n_words])), fontsize=9)
-    for ax in axes: ax.set(xticks=[], yticks=[]); ax.spines[:].set_visible(False)
+    for ax in axes:
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
     return fig

@@ -28,187 +28,280 @@ from .ablation import ablation_curve, random_ranking
 
 # %% ../nbs/09_report.ipynb #fe5dbbce
 def neuron_name(
-    layer:int, # counted from 0
-    unit:int, # counted from 0
-    sign:int, # of its activation, 1 or -1
+    layer: int,  # counted from 0
+    unit: int,  # counted from 0
+    sign: int,  # of its activation, 1 or -1
 ) -> str:
     "How a neuron is written: layer, unit, and the sign of its activation"
     return f'L{layer}.u{unit}({"+" if sign > 0 else "−"})'
 
 # %% ../nbs/09_report.ipynb #b1d57811
 def described(
-    mm:MultimodalLM, # whose neurons they are
-    neurons:pd.DataFrame, # as `top_neurons` gives them
-    k:int=10, # rows to keep
-    raw:bool=False, # leave the readable ones where their score puts them
-) -> pd.DataFrame: # columns: name, layer, unit, sign, patch, row, column, score, interpretable, tokens (list)
+    mm: MultimodalLM,  # whose neurons they are
+    neurons: pd.DataFrame,  # as `top_neurons` gives them
+    k: int = 10,  # rows to keep
+    raw: bool = False,  # leave the readable ones where their score puts them
+) -> (
+    pd.DataFrame
+):  # columns: name, layer, unit, sign, patch, row, column, score, interpretable, tokens (list)
     "The best `k` neurons with their place in the grid and the ten tokens they write, readable ones first"
     key = ['layer', 'unit', 'sign']
-    read = decode(mm, neurons).groupby(key).agg(interpretable=('interpretable', 'first'), tokens=('token', list)).reset_index()
-    t = neurons.merge(read, on=key).assign(row=neurons.patch // mm.grid[1], column=neurons.patch % mm.grid[1])
+    read = (
+        decode(mm, neurons)
+        .groupby(key)
+        .agg(interpretable=('interpretable', 'first'), tokens=('token', list))
+        .reset_index()
+    )
+    t = neurons.merge(read, on=key).assign(
+        row=neurons.patch // mm.grid[1], column=neurons.patch % mm.grid[1]
+    )
     t.insert(0, 'name', [neuron_name(*n) for n in t[key].itertuples(index=False)])
-    if not raw: t = t.sort_values('interpretable', ascending=False, kind='stable')
-    return t[['name', *key, 'patch', 'row', 'column', 'score', 'interpretable', 'tokens']].head(k).reset_index(drop=True)
+    if not raw:
+        t = t.sort_values('interpretable', ascending=False, kind='stable')
+    return (
+        t[['name', *key, 'patch', 'row', 'column', 'score', 'interpretable', 'tokens']]
+        .head(k)
+        .reset_index(drop=True)
+    )
 
 # %% ../nbs/09_report.ipynb #f1abd670
 COUNTS = 1, 5, 10, 20, 50
 
+
 def switched_off(
-    mm:MultimodalLM, # the model
-    image, # PIL
-    attribution:Attribution, # says which word
-    neurons:pd.DataFrame, # the highest ones, best first
-    n:int=50, # how many of them to ablate in the end; before that, as many of `COUNTS` as are fewer
-    seed:int=0, # of the random units
-) -> pd.DataFrame: # columns: image_id, arm, draw, n_ablated, p_target, caption
+    mm: MultimodalLM,  # the model
+    image,  # PIL
+    attribution: Attribution,  # says which word
+    neurons: pd.DataFrame,  # the highest ones, best first
+    n: int = 50,  # how many of them to ablate in the end; before that, as many of `COUNTS` as are fewer
+    seed: int = 0,  # of the random units
+) -> pd.DataFrame:  # columns: image_id, arm, draw, n_ablated, p_target, caption
     "The word's probability and the caption: as it is, and without more and more of the top `n` neurons, or of random ones"
-    intact = dict(image_id=attribution.image_id, arm='nothing', draw=0, n_ablated=0, p_target=attribution.prob, caption=attribution.caption)
+    intact = dict(
+        image_id=attribution.image_id,
+        arm='nothing',
+        draw=0,
+        n_ablated=0,
+        p_target=attribution.prob,
+        caption=attribution.caption,
+    )
     random = random_ranking(neurons.head(n), mm.n_units, seed)
     last = min(n, len(neurons), len(random))
-    curve = ablation_curve(mm, image, attribution, dict(top=neurons, random={seed: random}), [k for k in COUNTS if k < last] + [last])
+    curve = ablation_curve(
+        mm,
+        image,
+        attribution,
+        dict(top=neurons, random={seed: random}),
+        [k for k in COUNTS if k < last] + [last],
+    )
     return pd.concat([pd.DataFrame([intact]), curve], ignore_index=True)
 
 # %% ../nbs/09_report.ipynb #d0a1c5e2
 def one_at_a_time(
-    mm:MultimodalLM, # the model
-    image, # PIL
-    attribution:Attribution, # says which word
-    neurons:pd.DataFrame, # as `described` gives them
-) -> pd.DataFrame: # `neurons` with the columns p_without and caption_without
+    mm: MultimodalLM,  # the model
+    image,  # PIL
+    attribution: Attribution,  # says which word
+    neurons: pd.DataFrame,  # as `described` gives them
+) -> pd.DataFrame:  # `neurons` with the columns p_without and caption_without
     "The word's probability and the caption without each neuron alone"
     alone = {i: neurons.iloc[[i]] for i in range(len(neurons))}
     found = ablation_curve(mm, image, attribution, dict(alone=alone), (1,))
-    return neurons.assign(p_without=found.p_target.to_numpy(), caption_without=found.caption.to_numpy())
+    return neurons.assign(
+        p_without=found.p_target.to_numpy(), caption_without=found.caption.to_numpy()
+    )
 
 # %% ../nbs/09_report.ipynb #91032ad7
 def fit(
-    image, # PIL
-    side:int, # pixels of the longer side of the result
+    image,  # PIL
+    side: int,  # pixels of the longer side of the result
 ) -> Image.Image:
     "The picture at the size it is shown in, small ones enlarged"
-    scale = side/max(image.size)
-    return image.resize([max(1, round(n*scale)) for n in image.size], Image.Resampling.LANCZOS)
+    scale = side / max(image.size)
+    return image.resize([max(1, round(n * scale)) for n in image.size], Image.Resampling.LANCZOS)
 
 # %% ../nbs/09_report.ipynb #12c6fc06
 @dataclass
 class Look:
     "One picture, all the way through a model: what `look` found"
-    image_id: str            # name of the picture
-    image: Image.Image       # RGB, 960 pixels on its longer side
-    attribution: Attribution # caption, target word, its token and probability, notes
-    neurons: pd.DataFrame    # best first, as `one_at_a_time` gives them
-    heat: np.ndarray         # (neuron, row, column): where each fires, a value for each patch
-    ablation: pd.DataFrame   # as `switched_off` gives it
-    settings: dict           # grid, n_neurons, n_top, n_readable, raw, seed, corrected (for habits of place), and `weights`: the licence of each
 
-    def __str__(self): return as_text(self)
+    image_id: str  # name of the picture
+    image: Image.Image  # RGB, 960 pixels on its longer side
+    attribution: Attribution  # caption, target word, its token and probability, notes
+    neurons: pd.DataFrame  # best first, as `one_at_a_time` gives them
+    heat: np.ndarray  # (neuron, row, column): where each fires, a value for each patch
+    ablation: pd.DataFrame  # as `switched_off` gives it
+    settings: dict  # grid, n_neurons, n_top, n_readable, raw, seed, corrected (for habits of place), and `weights`: the licence of each
+
+    def __str__(self):
+        return as_text(self)
 
 # %% ../nbs/09_report.ipynb #d435a6cd
 def licences(
-    mm:MultimodalLM, # any preset, or a tiny model
-) -> dict[str, str]: # {name of the weights: licence}
+    mm: MultimodalLM,  # any preset, or a tiny model
+) -> dict[str, str]:  # {name of the weights: licence}
     "Whose weights these are; random ones belong to nobody"
     lm, encoder = mm.config.lm, mm.config.encoder
     return {lm: licence_of(lm), encoder: mm.encoder.spec.licence or 'random'}
 
 # %% ../nbs/09_report.ipynb #f6e1126c
 def look(
-    mm:MultimodalLM, # the model
-    image, # PIL
-    target:str|None=None, # the word to explain; by default the first noun of the caption
-    k:int=10, # neurons to show
-    raw:bool=False, # do not put the readable neurons first
-    n_ablated:int=50, # neurons to ablate in the end
-    seed:int=0, # of the random units they are compared with
-    image_id:str='picture', # name of the picture
-    baseline='position_mean', # what heatmaps are compared with, as in `heatmap`: each unit's habits of place over the gallery, 'none', or a tensor from `position_mean`
+    mm: MultimodalLM,  # the model
+    image,  # PIL
+    target: str | None = None,  # the word to explain; by default the first noun of the caption
+    k: int = 10,  # neurons to show
+    raw: bool = False,  # do not put the readable neurons first
+    n_ablated: int = 50,  # neurons to ablate in the end
+    seed: int = 0,  # of the random units they are compared with
+    image_id: str = 'picture',  # name of the picture
+    baseline='position_mean',  # what heatmaps are compared with, as in `heatmap`: each unit's habits of place over the gallery, 'none', or a tensor from `position_mean`
 ) -> Look:
     "Caption a picture and find, read, locate and switch off the neurons behind one word of the caption"
     attribution = attribute(mm, image, target, image_id=image_id)
     top = top_neurons(attribution, max(100, k, n_ablated))
     neurons = described(mm, top, len(top), raw)
-    settings = dict(grid=mm.grid, n_neurons=mm.n_layers*mm.n_units, n_top=len(top), n_readable=int(neurons.interpretable.sum()),
-                    raw=raw, seed=seed, corrected=not isinstance(baseline, str) or baseline != 'none', weights=licences(mm))
+    settings = dict(
+        grid=mm.grid,
+        n_neurons=mm.n_layers * mm.n_units,
+        n_top=len(top),
+        n_readable=int(neurons.interpretable.sum()),
+        raw=raw,
+        seed=seed,
+        corrected=not isinstance(baseline, str) or baseline != 'none',
+        weights=licences(mm),
+    )
     shown = neurons.head(k)
-    return Look(image_id, fit(image, 960), attribution, one_at_a_time(mm, image, attribution, shown), heatmap(mm, image, shown, baseline, mm.grid),
-                switched_off(mm, image, attribution, top, n_ablated, seed), settings)
+    return Look(
+        image_id,
+        fit(image, 960),
+        attribution,
+        one_at_a_time(mm, image, attribution, shown),
+        heatmap(mm, image, shown, baseline, mm.grid),
+        switched_off(mm, image, attribution, top, n_ablated, seed),
+        settings,
+    )
 
 # %% ../nbs/09_report.ipynb #0a57cb53
 def show_token(
-    token:str, # as the tokenizer decodes it
+    token: str,  # as the tokenizer decodes it
 ) -> str:
     "A token without the blank in front, in quotes and escaped where it could not be seen"
     word = token.strip()
     return word if word and word.isprintable() else repr(token)
 
 # %% ../nbs/09_report.ipynb #22d200f8
-ARMS = dict(nothing='nothing', top='the {} highest neurons', random='{} random units of the same layers')
+ARMS = dict(
+    nothing='nothing', top='the {} highest neurons', random='{} random units of the same layers'
+)
+
 
 def probability(
-    p:float, # 0 to 1
+    p: float,  # 0 to 1
 ) -> str:
     "Three decimals, and no zero for what is not zero"
-    return f'{p:.3f}' if p >= .0005 or p == 0 else '<0.001'
+    return f'{p:.3f}' if p >= 0.0005 or p == 0 else '<0.001'
 
 # %% ../nbs/09_report.ipynb #cb4e5208
 def as_text(
-    look:Look, # of one picture
-    width:int=100, # characters a line
+    look: Look,  # of one picture
+    width: int = 100,  # characters a line
 ) -> str:
     "The look as lines for a terminal"
     a, of = look.attribution, look.settings
-    lines = [one_line(look.image_id), f'  “{one_line(a.caption)}”', *(f'  note: {one_line(n)}' for n in a.notes), f'  {one_line(a.target)}  P = {probability(a.prob)}', '',
-             f'  {"neuron":16}{"score":>7}  {"patch":7}words (* readable, as are {of["n_readable"]} of the highest {of["n_top"]})']
+    lines = [
+        one_line(look.image_id),
+        f'  “{one_line(a.caption)}”',
+        *(f'  note: {one_line(n)}' for n in a.notes),
+        f'  {one_line(a.target)}  P = {probability(a.prob)}',
+        '',
+        f'  {"neuron":16}{"score":>7}  {"patch":7}words (* readable, as are {of["n_readable"]} of the highest {of["n_top"]})',
+    ]
     for n in look.neurons.itertuples():
         head = f'  {n.name:14}{" *"[n.interpretable]} {n.score:6.2f}  {f"{n.row},{n.column}":7}'
-        lines.append(fill(', '.join(map(show_token, n.tokens)), width, initial_indent=head, subsequent_indent=' '*len(head)))
+        lines.append(
+            fill(
+                ', '.join(map(show_token, n.tokens)),
+                width,
+                initial_indent=head,
+                subsequent_indent=' ' * len(head),
+            )
+        )
     lines += ['', f'  switched off{"":26}P({one_line(a.target)})  caption']
-    for r in look.ablation[look.ablation.n_ablated.isin([0, look.ablation.n_ablated.max()])].itertuples():
-        lines.append(f'  {ARMS[r.arm].format(r.n_ablated):38}{probability(r.p_target):>7}  “{one_line(r.caption)}”' + f'  (seed {of["seed"]})'*(r.arm == 'random'))
+    for r in look.ablation[
+        look.ablation.n_ablated.isin([0, look.ablation.n_ablated.max()])
+    ].itertuples():
+        lines.append(
+            f'  {ARMS[r.arm].format(r.n_ablated):38}{probability(r.p_target):>7}  “{one_line(r.caption)}”'
+            + f'  (seed {of["seed"]})' * (r.arm == 'random')
+        )
     return '\n'.join(lines)
 
 # %% ../nbs/09_report.ipynb #cb7a1d77
 def as_dict(
-    look:Look, # of one picture
+    look: Look,  # of one picture
 ) -> dict:
     "The look as plain numbers, strings and lists, ready for JSON"
     a = look.attribution
-    return dict(image=look.image_id, caption=a.caption, target=a.target, token=a.token, p_target=float(a.prob), notes=list(a.notes),
-                neurons=look.neurons.to_dict('records'), ablation=look.ablation.to_dict('records'), **look.settings)
+    return dict(
+        image=look.image_id,
+        caption=a.caption,
+        target=a.target,
+        token=a.token,
+        p_target=float(a.prob),
+        notes=list(a.notes),
+        neurons=look.neurons.to_dict('records'),
+        ablation=look.ablation.to_dict('records'),
+        **look.settings,
+    )
 
 # %% ../nbs/09_report.ipynb #d0a1c5f2
 def elsewhere(
-    mm:MultimodalLM, # the model
-    looks:list, # of `Look`, by the same model
-    share:float=.5, # of the neuron's peak at home, from which on it counts as firing
-    k:int=6, # photographs a neuron, at most
-    baseline='position_mean', # as in `look`
-) -> pd.DataFrame: # look, neuron, other (places in `looks` and in its neurons), share, heat: (row, column)
+    mm: MultimodalLM,  # the model
+    looks: list,  # of `Look`, by the same model
+    share: float = 0.5,  # of the neuron's peak at home, from which on it counts as firing
+    k: int = 6,  # photographs a neuron, at most
+    baseline='position_mean',  # as in `look`
+) -> (
+    pd.DataFrame
+):  # look, neuron, other (places in `looks` and in its neurons), share, heat: (row, column)
     "The other photographs of a report where each neuron fires, the highest first"
-    every = pd.concat([l.neurons.assign(look=i, neuron=range(len(l.neurons)), home=l.heat.max((1, 2))) for i, l in enumerate(looks)], ignore_index=True)
+    every = pd.concat(
+        [
+            l.neurons.assign(look=i, neuron=range(len(l.neurons)), home=l.heat.max((1, 2)))
+            for i, l in enumerate(looks)
+        ],
+        ignore_index=True,
+    )
     found = pd.DataFrame(columns=['look', 'neuron', 'other', 'share', 'heat'])
     for other, l in enumerate(looks if len(looks) > 1 else []):
         heat = heatmap(mm, l.image, every, baseline, mm.grid)
-        here = every.assign(other=other, share=heat.max((1, 2))/every.home.where(every.home > 0), heat=list(heat))
+        here = every.assign(
+            other=other, share=heat.max((1, 2)) / every.home.where(every.home > 0), heat=list(heat)
+        )
         here = here[(here.look != other) & (here.share >= share)][found.columns]
-        found = pd.concat([found, here] if len(found) else [here]).sort_values('share', ascending=False, kind='stable').groupby(['look', 'neuron']).head(k)
+        found = (
+            pd.concat([found, here] if len(found) else [here])
+            .sort_values('share', ascending=False, kind='stable')
+            .groupby(['look', 'neuron'])
+            .head(k)
+        )
     return found.reset_index(drop=True)
 
 # %% ../nbs/09_report.ipynb #af3e1334
 def place(
-    row:int, # of a pixel or a patch
-    column:int, # of a pixel or a patch
-    shape:tuple[int, int], # rows and columns that there are
+    row: int,  # of a pixel or a patch
+    column: int,  # of a pixel or a patch
+    shape: tuple[int, int],  # rows and columns that there are
 ) -> str:
     "Where something is in the picture, in words"
-    v, h = 3*row//shape[0], 3*column//shape[1]
-    if v == h == 1: return 'centre'
+    v, h = 3 * row // shape[0], 3 * column // shape[1]
+    if v == h == 1:
+        return 'centre'
     return ' '.join(w for w in [('top', '', 'bottom')[v], ('left', '', 'right')[h]] if w)
 
 # %% ../nbs/09_report.ipynb #92cfceb3
 def data_uri(
-    image, # PIL
-    kind:str='jpeg', # or png, for what is transparent
+    image,  # PIL
+    kind: str = 'jpeg',  # or png, for what is transparent
 ) -> str:
     "The picture as a file inside an address"
     buffer = io.BytesIO()
@@ -217,86 +310,128 @@ def data_uri(
 
 # %% ../nbs/09_report.ipynb #d0a1c5f5
 def heat_layer(
-    heat, # (row, column), a value for each patch
-    low:float, # silent: shown dark
-    high:float, # shown bright
-) -> Image.Image: # RGBA, a pixel for each patch
+    heat,  # (row, column), a value for each patch
+    low: float,  # silent: shown dark
+    high: float,  # shown bright
+) -> Image.Image:  # RGBA, a pixel for each patch
     "A heatmap to be laid over a photograph"
-    share = np.clip((heat - low)/max(high - low, 1e-9), 0, 1)
+    share = np.clip((heat - low) / max(high - low, 1e-9), 0, 1)
     colour = matplotlib.colormaps['inferno'](share)
-    colour[..., 3] = .12 + .68*share
-    return Image.fromarray((255*colour).round().astype(np.uint8))
+    colour[..., 3] = 0.12 + 0.68 * share
+    return Image.fromarray((255 * colour).round().astype(np.uint8))
 
 # %% ../nbs/09_report.ipynb #98fbc42f
 def around(
-    caption:str, # any text
-    word:str, # that may be a word of it
-) -> list[str]: # before, the word as it stands there or '', after
+    caption: str,  # any text
+    word: str,  # that may be a word of it
+) -> list[str]:  # before, the word as it stands there or '', after
     "A caption split at the first place where `word` stands"
     parts = re.split(rf'(?i)(?<!\w)({re.escape(word)})(?!\w)', caption, maxsplit=1)
     return parts if len(parts) == 3 else [caption, '', '']
 
 # %% ../nbs/09_report.ipynb #d0a1c5f8
 def steps(
-    ablation:pd.DataFrame, # as `switched_off` gives it
-) -> list[dict]: # n, top and random: p_target, p, caption
+    ablation: pd.DataFrame,  # as `switched_off` gives it
+) -> list[dict]:  # n, top and random: p_target, p, caption
     "What the slider moves through"
     rows = [dict(r, p=probability(r['p_target'])) for r in ablation.to_dict('records')]
     found = {(r['arm'], r['n_ablated']): r for r in rows}
-    return [dict(n=0, top=rows[0], random=rows[0])] + [dict(n=n, top=found['top', n], random=found['random', n]) for arm, n in found if arm == 'top']
+    return [dict(n=0, top=rows[0], random=rows[0])] + [
+        dict(n=n, top=found['top', n], random=found['random', n])
+        for arm, n in found
+        if arm == 'top'
+    ]
 
 # %% ../nbs/09_report.ipynb #d0a1c5fa
 def curves(
-    steps:list[dict], # from `steps`
-) -> dict[str, list]: # arm: (x, y) of each step, 0 to 100 from the top left
+    steps: list[dict],  # from `steps`
+) -> dict[str, list]:  # arm: (x, y) of each step, 0 to 100 from the top left
     "The points of the two lines above the slider, evenly spaced as the slider's steps are"
-    return {arm: [(100*i/max(1, len(steps) - 1), 100 - 100*s[arm]['p_target']) for i, s in enumerate(steps)] for arm in ('top', 'random')}
+    return {
+        arm: [
+            (100 * i / max(1, len(steps) - 1), 100 - 100 * s[arm]['p_target'])
+            for i, s in enumerate(steps)
+        ]
+        for arm in ('top', 'random')
+    }
 
 # %% ../nbs/09_report.ipynb #d0a1c5fc
 def neuron_data(
-    look:Look, # of one picture
-    i:int, # which of its neurons
-    others, # its rows of `elsewhere`, with the column `name` of the photographs
+    look: Look,  # of one picture
+    i: int,  # which of its neurons
+    others,  # its rows of `elsewhere`, with the column `name` of the photographs
 ) -> dict:
     "Strings and numbers for one neuron of the page"
     n, heat = look.neurons.iloc[i].to_dict(), look.heat[i]
-    def layer(h, n=1): return data_uri(fit(heat_layer(h, np.median(heat), heat.max()), n*max(heat.shape)), 'png')
-    return dict(n, words=[show_token(t) for t in n['tokens']], heat=layer(heat), large=layer(heat, 6), place=place(*divmod(int(heat.argmax()), len(heat[0])), heat.shape),
-                p=probability(n['p_without']), others=[dict(o, heat=layer(o['heat'])) for o in others.to_dict('records')])
+
+    def layer(h, n=1):
+        return data_uri(fit(heat_layer(h, np.median(heat), heat.max()), n * max(heat.shape)), 'png')
+
+    return dict(
+        n,
+        words=[show_token(t) for t in n['tokens']],
+        heat=layer(heat),
+        large=layer(heat, 6),
+        place=place(*divmod(int(heat.argmax()), len(heat[0])), heat.shape),
+        p=probability(n['p_without']),
+        others=[dict(o, heat=layer(o['heat'])) for o in others.to_dict('records')],
+    )
 
 # %% ../nbs/09_report.ipynb #827bfc45
 def page_data(
-    looks:list[Look], # one or more
-    at:int, # which of them
-    others:pd.DataFrame, # from `elsewhere`
-) -> dict: # what the template shows
+    looks: list[Look],  # one or more
+    at: int,  # which of them
+    others: pd.DataFrame,  # from `elsewhere`
+) -> dict:  # what the template shows
     "Strings and numbers for one picture of the page"
     look = looks[at]
     a, taken = look.attribution, steps(look.ablation)
     others = others[others.look == at].assign(name=lambda t: [looks[o].image_id for o in t.other])
     neurons = [neuron_data(look, i, others[others.neuron == i]) for i in range(len(look.neurons))]
-    return dict(look.settings, index=at, name=look.image_id, photo=data_uri(look.image), thumb=data_uri(fit(look.image, 200)), size=look.image.size, p=probability(a.prob),
-                caption=a.caption, notes=a.notes, said=around(a.caption, a.target), target=a.target, neurons=neurons, steps=taken, lines=curves(taken))
+    return dict(
+        look.settings,
+        index=at,
+        name=look.image_id,
+        photo=data_uri(look.image),
+        thumb=data_uri(fit(look.image, 200)),
+        size=look.image.size,
+        p=probability(a.prob),
+        caption=a.caption,
+        notes=a.notes,
+        said=around(a.caption, a.target),
+        target=a.target,
+        neurons=neurons,
+        steps=taken,
+        lines=curves(taken),
+    )
 
 # %% ../nbs/09_report.ipynb #d0a1c5ff
 def templates() -> Environment:
     "The pages' templates; all that is put into them is escaped"
-    return Environment(loader=PackageLoader('mmneurons', 'assets'), autoescape=True, undefined=StrictUndefined)
+    return Environment(
+        loader=PackageLoader('mmneurons', 'assets'), autoescape=True, undefined=StrictUndefined
+    )
+
 
 def hashed(
-    env:Environment, # from `templates`
-    script:str, # name of a file
-) -> str: # base64
+    env: Environment,  # from `templates`
+    script: str,  # name of a file
+) -> str:  # base64
     "How a content security policy names the one script that may run"
     return base64.b64encode(sha256(env.get_template(script).render().encode()).digest()).decode()
 
 # %% ../nbs/09_report.ipynb #64e095fe
 def html_page(
-    looks:list[Look], # one or more, of the same model
-    others:pd.DataFrame|None=None, # from `elsewhere`; default: nowhere
+    looks: list[Look],  # one or more, of the same model
+    others: pd.DataFrame | None = None,  # from `elsewhere`; default: nowhere
 ) -> str:
     "One self-contained HTML page"
-    if others is None: others = pd.DataFrame(columns=['look', 'neuron', 'other', 'share', 'heat'])
+    if others is None:
+        others = pd.DataFrame(columns=['look', 'neuron', 'other', 'share', 'heat'])
     env = templates()
-    return env.get_template('look.html.j2').render(looks=[page_data(looks, i, others) for i in range(len(looks))], weights=looks[0].settings['weights'],
-                                                   version=__version__, hash=hashed(env, 'look.js'))
+    return env.get_template('look.html.j2').render(
+        looks=[page_data(looks, i, others) for i in range(len(looks))],
+        weights=looks[0].settings['weights'],
+        version=__version__,
+        hash=hashed(env, 'look.js'),
+    )

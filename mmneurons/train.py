@@ -33,112 +33,186 @@ from .model import MultimodalLM, save_projection
 @dataclass(frozen=True)
 class TrainConfig:
     "How a projection is trained; the defaults suit the pocket model and a small corpus"
-    steps: int = 1250            # optimizer steps
-    batch_size: int = 16         # pictures a step
-    lr: float = 2e-3             # peak learning rate of AdamW
-    betas: tuple[float, float] = (.9, .95) # of AdamW
-    weight_decay: float = .01    # of AdamW
-    warmup: int = 30             # steps of linear warm-up
-    schedule: str = 'cosine'     # after the warm-up: 'cosine' or 'linear' to zero, or 'constant'
-    clip: float = 1.             # largest norm of the gradient
-    accumulate: int = 1          # parts that each process works through one by one, where a batch does not fit in memory
-    precision: str = 'auto'      # of the arithmetic: 'bf16', 'fp16', 'no' (the model's own), 'auto' (bf16 or fp16 on a GPU)
-    keep: float = .34            # share of the patches shown in a step
-    full: float = .2             # share of the steps, at the end, that show all patches
-    prompt: str = 'A picture of' # text between picture and caption
-    feature_dropout: float = 0.  # probability that a feature channel of a picture is hidden in a step, in all its patches
-    dropout: float = 0.          # probability that a number of an image vector is hidden from the language model in a step
-    vocab: str = 'full'          # the training loss chooses among 'full': every token, or 'captions': in three steps of four, the training captions' tokens
-    seed: int = 0                # of initial weights, data order and shown patches
-    val_every: int = 625         # steps between validations
-    samples: int = 4             # held-out pictures that are captioned at each validation
-    checkpoint_every: int = 25   # steps between checkpoints
+
+    steps: int = 1250  # optimizer steps
+    batch_size: int = 16  # pictures a step
+    lr: float = 2e-3  # peak learning rate of AdamW
+    betas: tuple[float, float] = (0.9, 0.95)  # of AdamW
+    weight_decay: float = 0.01  # of AdamW
+    warmup: int = 30  # steps of linear warm-up
+    schedule: str = 'cosine'  # after the warm-up: 'cosine' or 'linear' to zero, or 'constant'
+    clip: float = 1.0  # largest norm of the gradient
+    accumulate: int = (
+        1  # parts that each process works through one by one, where a batch does not fit in memory
+    )
+    precision: str = 'auto'  # of the arithmetic: 'bf16', 'fp16', 'no' (the model's own), 'auto' (bf16 or fp16 on a GPU)
+    keep: float = 0.34  # share of the patches shown in a step
+    full: float = 0.2  # share of the steps, at the end, that show all patches
+    prompt: str = 'A picture of'  # text between picture and caption
+    feature_dropout: float = 0.0  # probability that a feature channel of a picture is hidden in a step, in all its patches
+    dropout: float = 0.0  # probability that a number of an image vector is hidden from the language model in a step
+    vocab: str = 'full'  # the training loss chooses among 'full': every token, or 'captions': in three steps of four, the training captions' tokens
+    seed: int = 0  # of initial weights, data order and shown patches
+    val_every: int = 625  # steps between validations
+    samples: int = 4  # held-out pictures that are captioned at each validation
+    checkpoint_every: int = 25  # steps between checkpoints
 
     def __post_init__(self):
-        choices = dict(schedule=('cosine', 'linear', 'constant'), precision=('auto', 'no', 'bf16', 'fp16'), vocab=('full', 'captions'))
+        choices = dict(
+            schedule=('cosine', 'linear', 'constant'),
+            precision=('auto', 'no', 'bf16', 'fp16'),
+            vocab=('full', 'captions'),
+        )
         for name, allowed in choices.items():
-            if getattr(self, name) not in allowed: raise ValueError(f'{name}={getattr(self, name)!r}; it is one of {", ".join(allowed)}')
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f'{name}={getattr(self, name)!r}; it is one of {", ".join(allowed)}'
+                )
         for name in ('steps', 'batch_size', 'accumulate', 'val_every', 'checkpoint_every'):
-            if getattr(self, name) < 1: raise ValueError(f'{name}={getattr(self, name)}; it is at least 1')
-        for name, low, high in [('keep', 1e-9, 1), ('full', 0, 1), ('feature_dropout', 0, .99), ('dropout', 0, .99)]:
-            if not low <= getattr(self, name) <= high: raise ValueError(f'{name}={getattr(self, name)}; it lies between 0 and {high:g}')
+            if getattr(self, name) < 1:
+                raise ValueError(f'{name}={getattr(self, name)}; it is at least 1')
+        for name, low, high in [
+            ('keep', 1e-9, 1),
+            ('full', 0, 1),
+            ('feature_dropout', 0, 0.99),
+            ('dropout', 0, 0.99),
+        ]:
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f'{name}={getattr(self, name)}; it lies between 0 and {high:g}')
 
 # %% ../nbs/01_train_projection.ipynb #b1d57811
-LIMBER = TrainConfig(steps=15_000, batch_size=2048, lr=8e-4, weight_decay=0., warmup=100, schedule='linear',
-                     accumulate=8, dropout=.1, keep=1., prompt='')  # Merullo et al. 2022, section 3 and published configuration
+LIMBER = TrainConfig(
+    steps=15_000,
+    batch_size=2048,
+    lr=8e-4,
+    weight_decay=0.0,
+    warmup=100,
+    schedule='linear',
+    accumulate=8,
+    dropout=0.1,
+    keep=1.0,
+    prompt='',
+)  # Merullo et al. 2022, section 3 and published configuration
 RECIPES = dict(pocket=TrainConfig(), limber=LIMBER)
 
 # %% ../nbs/01_train_projection.ipynb #17ba0791
 def lr_at(
-    step:int, # 0 is the first
-    cfg:TrainConfig, # its schedule
-) -> float: # learning rate of that step
+    step: int,  # 0 is the first
+    cfg: TrainConfig,  # its schedule
+) -> float:  # learning rate of that step
     "Linear warm-up, then constant, or a cosine or a straight line to zero"
-    warm = min(1., (step + 1)/max(1, cfg.warmup))
-    done = max(0., (step - cfg.warmup)/max(1, cfg.steps - cfg.warmup))
-    return cfg.lr*warm*dict(constant=1., linear=1 - done, cosine=.5 + .5*math.cos(math.pi*done))[cfg.schedule]
+    warm = min(1.0, (step + 1) / max(1, cfg.warmup))
+    done = max(0.0, (step - cfg.warmup) / max(1, cfg.steps - cfg.warmup))
+    return (
+        cfg.lr
+        * warm
+        * dict(constant=1.0, linear=1 - done, cosine=0.5 + 0.5 * math.cos(math.pi * done))[
+            cfg.schedule
+        ]
+    )
 
 # %% ../nbs/01_train_projection.ipynb #fa35e192
 def processes(
-    device=None, # where the model is or will be
-) -> PartialState: # num_processes, process_index, is_main_process, device, wait_for_everyone()
+    device=None,  # where the model is or will be
+) -> PartialState:  # num_processes, process_index, is_main_process, device, wait_for_everyone()
     "The processes that train together, as `accelerate` knows them; on its own, a process is the main one of one"
     cpu = torch.device(device).type == 'cpu' if device else not torch.cuda.is_available()
-    return PartialState(cpu=cpu, timeout=timedelta(days=7))        # one of them may be slower than the others
+    return PartialState(
+        cpu=cpu, timeout=timedelta(days=7)
+    )  # one of them may be slower than the others
 
 # %% ../nbs/01_train_projection.ipynb #0716d970
 def encoder_key(
-    mm:MultimodalLM, # whose encoder
-) -> list: # architecture, hash of the weights, size, scale and resampling of the pixels
+    mm: MultimodalLM,  # whose encoder
+) -> list:  # architecture, hash of the weights, size, scale and resampling of the pixels
     "Everything that features depend on, but for the pictures"
     spec, weights = mm.encoder.spec, hashlib.sha256()
-    for t in mm.encoder.state_dict().values(): weights.update(t.cpu().numpy().tobytes())
-    return [spec.source, spec.name, weights.hexdigest(), spec.image_size, spec.mean, spec.std, spec.resample]
+    for t in mm.encoder.state_dict().values():
+        weights.update(t.cpu().numpy().tobytes())
+    return [
+        spec.source,
+        spec.name,
+        weights.hexdigest(),
+        spec.image_size,
+        spec.mean,
+        spec.std,
+        spec.resample,
+    ]
 
 # %% ../nbs/01_train_projection.ipynb #9e6a55b6
 def feature_key(
-    mm:MultimodalLM, # whose encoder
-    rows:list[dict], # of the data set: names, files, captions
+    mm: MultimodalLM,  # whose encoder
+    rows: list[dict],  # of the data set: names, files, captions
 ) -> str:
     "A short hash of everything that the features and captions depend on, but for the pixels themselves"
-    return hashlib.sha256(json.dumps([*encoder_key(mm), rows], default=str).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps([*encoder_key(mm), rows], default=str).encode()).hexdigest()[
+        :12
+    ]
 
 # %% ../nbs/01_train_projection.ipynb #a43795cb
 class Patched:
     "A class whose methods are patched in, cell by cell"
+
     if TYPE_CHECKING:
+
         def __getattr__(self, name) -> Any: ...
         def __setattr__(self, name, value): ...
 
 # %% ../nbs/01_train_projection.ipynb #91032ad7
 class Features(Patched):
     "Patch features of a data set on disk, with its captions: `f[rows]` gives (row, patch, d_image)"
-    def __init__(self,
-        mm:MultimodalLM, # whose encoder
-        dataset, # a `Reader`
-        folder, # made where missing; a subfolder for each encoder and data set
-        block:int=64, # pictures between two savings
+
+    def __init__(
+        self,
+        mm: MultimodalLM,  # whose encoder
+        dataset,  # a `Reader`
+        folder,  # made where missing; a subfolder for each encoder and data set
+        block: int = 64,  # pictures between two savings
     ):
-        self.folder, self.encoder, self.image_ids = Path(folder)/feature_key(mm, dataset.rows), encoder_key(mm), dataset.image_ids
+        self.folder, self.encoder, self.image_ids = (
+            Path(folder) / feature_key(mm, dataset.rows),
+            encoder_key(mm),
+            dataset.image_ids,
+        )
         self.folder.mkdir(parents=True, exist_ok=True)
         team, shape = processes(mm.device), (len(dataset), mm.n_patches, mm.d_image)
-        self.file = sized(self.folder/'features.f16', 2*math.prod(shape))
+        self.file = sized(self.folder / 'features.f16', 2 * math.prod(shape))
         self.array = np.memmap(self.file, np.float16, 'r', shape=shape)
-        self.read(self.folder/f'done-{team.process_index}.jsonl')
-        todo = [b for b in range(0, len(dataset), block) if not all(str(i) in self.known for i in range(b, min(b + block, len(dataset))))]
+        self.read(self.folder / f'done-{team.process_index}.jsonl')
+        todo = [
+            b
+            for b in range(0, len(dataset), block)
+            if not all(str(i) in self.known for i in range(b, min(b + block, len(dataset))))
+        ]
         team.wait_for_everyone()
-        for b in tqdm(todo[team.process_index::team.num_processes], desc='features', disable=not (todo and team.is_main_process)):
-            self.add(mm, dataset, range(b, min(b + block, len(dataset))), self.folder/f'done-{team.process_index}.jsonl')
+        for b in tqdm(
+            todo[team.process_index :: team.num_processes],
+            desc='features',
+            disable=not (todo and team.is_main_process),
+        ):
+            self.add(
+                mm,
+                dataset,
+                range(b, min(b + block, len(dataset))),
+                self.folder / f'done-{team.process_index}.jsonl',
+            )
         team.wait_for_everyone()
         self.read()
-        if not self.rows: raise ValueError(f'none of {len(dataset)} pictures can be used: {next(iter(self.failures.values()), "there are none")}')
+        if not self.rows:
+            raise ValueError(
+                f'none of {len(dataset)} pictures can be used: {next(iter(self.failures.values()), "there are none")}'
+            )
 
-    def __len__(self): return len(self.rows)
-    def __getitem__(self, rows): return torch.from_numpy(self.array[[self.rows[r] for r in rows]])
+    def __len__(self):
+        return len(self.rows)
 
-    def caption(self,
-        row:int, # which picture
-        n:int=0, # the n-th of its captions, round and round
+    def __getitem__(self, rows):
+        return torch.from_numpy(self.array[[self.rows[r] for r in rows]])
+
+    def caption(
+        self,
+        row: int,  # which picture
+        n: int = 0,  # the n-th of its captions, round and round
     ) -> str:
         "A caption of one picture"
         captions = self.captions[self.rows[row]]
@@ -146,85 +220,118 @@ class Features(Patched):
 
 # %% ../nbs/01_train_projection.ipynb #472b07b9
 def sized(
-    file:Path, # made where missing
-    size:int, # bytes
+    file: Path,  # made where missing
+    size: int,  # bytes
 ) -> Path:
     "`file`, which is as large as it will be; an error where the disk has no room for it"
-    missing, free = size - (file.stat().st_blocks*512 if file.exists() else 0), shutil.disk_usage(file.parent).free
-    if missing > free: raise OSError(errno.ENOSPC, f'the features need {missing/1e6:,.1f} MB more, the disk has {free/1e6:,.1f} MB', str(file))
-    with open(file, 'ab') as f: f.truncate(size)
+    missing, free = (
+        size - (file.stat().st_blocks * 512 if file.exists() else 0),
+        shutil.disk_usage(file.parent).free,
+    )
+    if missing > free:
+        raise OSError(
+            errno.ENOSPC,
+            f'the features need {missing / 1e6:,.1f} MB more, the disk has {free / 1e6:,.1f} MB',
+            str(file),
+        )
+    with open(file, 'ab') as f:
+        f.truncate(size)
     return file
 
 # %% ../nbs/01_train_projection.ipynb #12c6fc06
 @patch
-def read(self:Features,
-    own:Path|None=None, # journal that this process is about to write to
+def read(
+    self: Features,
+    own: Path | None = None,  # journal that this process is about to write to
 ):
     "What the journals say: captions of each picture that can be used, and why the others cannot"
-    lines = [line for file in sorted(self.folder.glob('done-*.jsonl')) for line in file.read_bytes().splitlines(True)]
-    if own and own.exists(): os.truncate(own, own.read_bytes().rfind(b'\n') + 1)
-    self.known = {i: said for line in lines if line.endswith(b'\n') for i, said in json.loads(line).items()}
+    lines = [
+        line
+        for file in sorted(self.folder.glob('done-*.jsonl'))
+        for line in file.read_bytes().splitlines(True)
+    ]
+    if own and own.exists():
+        os.truncate(own, own.read_bytes().rfind(b'\n') + 1)
+    self.known = {
+        i: said for line in lines if line.endswith(b'\n') for i, said in json.loads(line).items()
+    }
     rows = sorted((int(i), said) for i, said in self.known.items())
     self.captions = {i: said for i, said in rows if isinstance(said, list)}
-    self.failures = {i: f'{self.image_ids[i]}: {reason}' for i, reason in rows if isinstance(reason, str)}
+    self.failures = {
+        i: f'{self.image_ids[i]}: {reason}' for i, reason in rows if isinstance(reason, str)
+    }
     self.rows = list(self.captions)
 
 # %% ../nbs/01_train_projection.ipynb #d435a6cd
 @patch
-def add(self:Features,
-    mm, # whose encoder
-    dataset, # where the pictures are
-    rows, # which of them
-    journal:Path, # of this process
+def add(
+    self: Features,
+    mm,  # whose encoder
+    dataset,  # where the pictures are
+    rows,  # which of them
+    journal: Path,  # of this process
 ):
     "Encode the pictures of `rows`; the block counts once its line is in the journal"
-    with ThreadPoolExecutor() as pool: found = dict(zip(rows, pool.map(partial(usable, dataset), rows)))
+    with ThreadPoolExecutor() as pool:
+        found = dict(zip(rows, pool.map(partial(usable, dataset), rows)))
     known = {i: said for i, (said, _) in found.items()}
     images = {i: image for i, (_, image) in found.items() if image}
     if images:
         with writing(self.file), open(self.file, 'r+b') as f:
-            for i, x in zip(images, mm.patches([*images.values()]).cpu().half().numpy()): f.seek(i*x.nbytes); f.write(x.tobytes())
-    with writing(journal), open(journal, 'ab') as f: f.write(json.dumps(known).encode() + b'\n')
+            for i, x in zip(images, mm.patches([*images.values()]).cpu().half().numpy()):
+                f.seek(i * x.nbytes)
+                f.write(x.tobytes())
+    with writing(journal), open(journal, 'ab') as f:
+        f.write(json.dumps(known).encode() + b'\n')
 
 # %% ../nbs/01_train_projection.ipynb #4d134bc0
 def usable(
-    dataset, # sequence of `Example`
-    i:int, # which of them
-) -> tuple: # (captions, picture), or (what is wrong, None)
+    dataset,  # sequence of `Example`
+    i: int,  # which of them
+) -> tuple:  # (captions, picture), or (what is wrong, None)
     "What there is to learn from one example"
     try:
         example = dataset[i]
         said = [c for c in example.captions if c and c.strip()]
         return (said, example.image) if said else ('empty caption', None)
-    except (ValueError, OSError) as e: return ' '.join(str(e).split()), None
+    except (ValueError, OSError) as e:
+        return ' '.join(str(e).split()), None
 
 # %% ../nbs/01_train_projection.ipynb #887309d0
 @contextlib.contextmanager
-def writing(file): # path
+def writing(file):  # path
     "An error of the disk inside this context names the file"
-    try: yield
-    except OSError as e: raise OSError(e.errno, f'{e.strerror}; make room and start again, nothing that was whole is lost', str(file)) from None
+    try:
+        yield
+    except OSError as e:
+        raise OSError(
+            e.errno,
+            f'{e.strerror}; make room and start again, nothing that was whole is lost',
+            str(file),
+        ) from None
 
 # %% ../nbs/01_train_projection.ipynb #bc33ea4e
 def write_atomic(
-    file, # path
-    content:str|bytes, # all of it
+    file,  # path
+    content: str | bytes,  # all of it
 ):
     "The file appears whole, or stays as it was"
     tmp = Path(file).with_name(f'.{Path(file).name}.{os.getpid()}')
     try:
         with writing(file), open(tmp, 'wb') as f:
             f.write(content.encode() if isinstance(content, str) else content)
-            f.flush(); os.fsync(f.fileno())
+            f.flush()
+            os.fsync(f.fileno())
         os.replace(tmp, file)
-    finally: tmp.unlink(missing_ok=True)
+    finally:
+        tmp.unlink(missing_ok=True)
 
 # %% ../nbs/01_train_projection.ipynb #7719a1c7
 def channel_stats(
-    features:Features, # training pictures
-    n:int=512, # pictures to look at
-    seed:int=0, # which ones
-) -> tuple[torch.Tensor, torch.Tensor]: # mean (d_image,) and standard deviation (d_image,)
+    features: Features,  # training pictures
+    n: int = 512,  # pictures to look at
+    seed: int = 0,  # which ones
+) -> tuple[torch.Tensor, torch.Tensor]:  # mean (d_image,) and standard deviation (d_image,)
     "Mean and spread of each feature channel over patches and pictures"
     rows = np.random.default_rng(seed).permutation(len(features))[:n]
     x = features[rows].float().flatten(0, 1)
@@ -232,20 +339,25 @@ def channel_stats(
 
 # %% ../nbs/01_train_projection.ipynb #22d200f8
 def init_projection(
-    mm:MultimodalLM, # gets random weights
-    seed:int=0, # of the weights
+    mm: MultimodalLM,  # gets random weights
+    seed: int = 0,  # of the weights
 ):
     "Random weights under which standardised features get the spread of the word embeddings"
-    words = mm.embed(torch.zeros(1, 0, mm.d_model, device=mm.device), range(1000) if mm.lm.config.vocab_size > 1000 else ())
+    words = mm.embed(
+        torch.zeros(1, 0, mm.d_model, device=mm.device),
+        range(1000) if mm.lm.config.vocab_size > 1000 else (),
+    )
     w = torch.randn(mm.projection.weight.shape, generator=torch.Generator().manual_seed(seed))
-    mm.projection.weight.data = (w*words.float().std().cpu()/mm.d_image**.5).to(mm.projection.weight)
+    mm.projection.weight.data = (w * words.float().std().cpu() / mm.d_image**0.5).to(
+        mm.projection.weight
+    )
     mm.projection.bias.data.zero_()
 
 # %% ../nbs/01_train_projection.ipynb #63266754
 def fold(
-    mm:MultimodalLM, # its projection was trained on standardised features
-    mean, # (d_image,)
-    std, # (d_image,)
+    mm: MultimodalLM,  # its projection was trained on standardised features
+    mean,  # (d_image,)
+    std,  # (d_image,)
 ):
     "Make the projection take raw features: W(x−μ)/σ + b becomes one linear layer"
     w, b = mm.projection.weight.data, mm.projection.bias.data
@@ -254,220 +366,343 @@ def fold(
 
 # %% ../nbs/01_train_projection.ipynb #f1f836cb
 def caption_tokens(
-    mm:MultimodalLM, # its tokenizer
-    captions:list[str], # one a picture
-) -> tuple[torch.Tensor, torch.Tensor]: # ids (batch, token) and their mask
+    mm: MultimodalLM,  # its tokenizer
+    captions: list[str],  # one a picture
+) -> tuple[torch.Tensor, torch.Tensor]:  # ids (batch, token) and their mask
     "\" caption.\" and the end token, padded on the right"
-    said = mm.tokenizer([f" {c.strip().rstrip('.')}." for c in captions], add_special_tokens=False).input_ids
+    said = mm.tokenizer(
+        [f" {c.strip().rstrip('.')}." for c in captions], add_special_tokens=False
+    ).input_ids
     ids = [i + [mm.tokenizer.eos_token_id] for i in said]
     longest = max(map(len, ids))
-    mask = torch.tensor([[1]*len(i) + [0]*(longest - len(i)) for i in ids], dtype=torch.bool)
-    return torch.tensor([i + [mm.tokenizer.eos_token_id]*(longest - len(i)) for i in ids]), mask
+    mask = torch.tensor([[1] * len(i) + [0] * (longest - len(i)) for i in ids], dtype=torch.bool)
+    return torch.tensor([i + [mm.tokenizer.eos_token_id] * (longest - len(i)) for i in ids]), mask
 
 # %% ../nbs/01_train_projection.ipynb #972a67c4
 def caption_loss(
-    mm:MultimodalLM, # the model
-    soft_prompt, # (batch, patch, d_model)
-    captions:list[str], # one a picture
-    prompt:str, # text between picture and caption
-    vocab=None, # tokens to choose among, ascending; None: all
-    tokens:int|None=None, # how many to take the mean over; None: those of these captions
-) -> torch.Tensor: # scalar
+    mm: MultimodalLM,  # the model
+    soft_prompt,  # (batch, patch, d_model)
+    captions: list[str],  # one a picture
+    prompt: str,  # text between picture and caption
+    vocab=None,  # tokens to choose among, ascending; None: all
+    tokens: int | None = None,  # how many to take the mean over; None: those of these captions
+) -> torch.Tensor:  # scalar
     "Mean cross-entropy of the caption's tokens, end token included"
     ids, mask = (t.to(mm.device) for t in caption_tokens(mm, captions))
     embed = mm.lm.get_input_embeddings()
-    def words(i): return embed(torch.tensor(i, dtype=torch.long, device=mm.device)).expand(len(ids), -1, -1)
+
+    def words(i):
+        return embed(torch.tensor(i, dtype=torch.long, device=mm.device)).expand(len(ids), -1, -1)
+
     text = mm.tokenizer(prompt, add_special_tokens=False).input_ids
-    x = torch.cat([words(mm.before), soft_prompt.to(embed.weight.dtype), words(text), embed(ids)], 1)
+    x = torch.cat(
+        [words(mm.before), soft_prompt.to(embed.weight.dtype), words(text), embed(ids)], 1
+    )
     with restricted_head(mm, vocab):
-        logits = mm.lm(inputs_embeds=x, use_cache=False, logits_to_keep=ids.shape[1] + 1).logits[:, :-1]
+        logits = mm.lm(inputs_embeds=x, use_cache=False, logits_to_keep=ids.shape[1] + 1).logits[
+            :, :-1
+        ]
     want = ids[mask] if vocab is None else torch.searchsorted(vocab.to(mm.device), ids[mask])
-    return F.cross_entropy(logits[mask].float(), want, reduction='sum')/(tokens or mask.sum())
+    return F.cross_entropy(logits[mask].float(), want, reduction='sum') / (tokens or mask.sum())
 
 # %% ../nbs/01_train_projection.ipynb #fc074d50
 @contextlib.contextmanager
 def restricted_head(
-    mm:MultimodalLM, # whose language model
-    vocab, # tokens whose logits are wanted; None: all
+    mm: MultimodalLM,  # whose language model
+    vocab,  # tokens whose logits are wanted; None: all
 ):
     "Inside this context the language model gives logits of `vocab` only, in that order"
     head = mm.lm.get_output_embeddings()
-    if vocab is None: yield; return
-    small = torch.nn.Linear(head.in_features, len(vocab), bias=head.bias is not None, device='meta').requires_grad_(False)
-    for name, p in head.named_parameters(): setattr(small, name, torch.nn.Parameter(p.data[vocab.to(p.device)], requires_grad=False))
-    try: mm.lm.set_output_embeddings(small); yield
-    finally: mm.lm.set_output_embeddings(head)
+    if vocab is None:
+        yield
+        return
+    small = torch.nn.Linear(
+        head.in_features, len(vocab), bias=head.bias is not None, device='meta'
+    ).requires_grad_(False)
+    for name, p in head.named_parameters():
+        setattr(small, name, torch.nn.Parameter(p.data[vocab.to(p.device)], requires_grad=False))
+    try:
+        mm.lm.set_output_embeddings(small)
+        yield
+    finally:
+        mm.lm.set_output_embeddings(head)
 
 # %% ../nbs/01_train_projection.ipynb #cb7a1d77
 def caption_vocab(
-    mm:MultimodalLM, # its tokenizer
-    captions:list[str], # all that are trained on
-) -> torch.Tensor: # token ids, ascending
+    mm: MultimodalLM,  # its tokenizer
+    captions: list[str],  # all that are trained on
+) -> torch.Tensor:  # token ids, ascending
     "The tokens of the captions, end token included"
-    return torch.cat([caption_tokens(mm, captions[i:i + 10_000])[0].unique() for i in range(0, len(captions), 10_000)]).unique()
+    return torch.cat(
+        [
+            caption_tokens(mm, captions[i : i + 10_000])[0].unique()
+            for i in range(0, len(captions), 10_000)
+        ]
+    ).unique()
 
 # %% ../nbs/01_train_projection.ipynb #af3e1334
 def shown_patches(
-    n:int, # patches of a picture
-    step:int, # of the training
-    cfg:TrainConfig, # keep, full, seed
-) -> torch.Tensor: # indices, ascending
+    n: int,  # patches of a picture
+    step: int,  # of the training
+    cfg: TrainConfig,  # keep, full, seed
+) -> torch.Tensor:  # indices, ascending
     "Which patches a step shows"
-    if step >= cfg.steps*(1 - cfg.full): return torch.arange(n)
-    g = torch.Generator().manual_seed(cfg.seed*1_000_003 + step)
-    return torch.randperm(n, generator=g)[:max(1, round(cfg.keep*n))].sort().values
+    if step >= cfg.steps * (1 - cfg.full):
+        return torch.arange(n)
+    g = torch.Generator().manual_seed(cfg.seed * 1_000_003 + step)
+    return torch.randperm(n, generator=g)[: max(1, round(cfg.keep * n))].sort().values
 
 # %% ../nbs/01_train_projection.ipynb #761f22b2
 def dropout_mask(
-    shape:tuple, # of one picture's numbers
-    p:float, # probability that one is hidden
-    seeds:list[int], # one a picture
-) -> torch.Tensor: # (picture, *shape): 0 where a number is hidden, elsewhere what keeps the mean size
+    shape: tuple,  # of one picture's numbers
+    p: float,  # probability that one is hidden
+    seeds: list[int],  # one a picture
+) -> (
+    torch.Tensor
+):  # (picture, *shape): 0 where a number is hidden, elsewhere what keeps the mean size
     "Which numbers a step hides: the same whoever works on a picture, and with which other pictures"
     draws = [torch.rand(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
-    return (torch.stack(draws) >= p)/(1 - p)
+    return (torch.stack(draws) >= p) / (1 - p)
 
 # %% ../nbs/01_train_projection.ipynb #92cfceb3
 def batch_rows(
-    n:int, # pictures in the training set
-    step:int, # of the training
-    cfg:TrainConfig, # batch size and seed
-) -> list[tuple[int, int]]: # (row, epoch) of each picture of the batch
+    n: int,  # pictures in the training set
+    step: int,  # of the training
+    cfg: TrainConfig,  # batch size and seed
+) -> list[tuple[int, int]]:  # (row, epoch) of each picture of the batch
     "The pictures of one step: every epoch is a fresh shuffle, the same for the same seed"
     out = []
-    for k in range(step*cfg.batch_size, (step + 1)*cfg.batch_size):
+    for k in range(step * cfg.batch_size, (step + 1) * cfg.batch_size):
         epoch, i = divmod(k, n)
-        if not out or out[-1][1] != epoch: order = np.random.default_rng((cfg.seed, epoch)).permutation(n)
+        if not out or out[-1][1] != epoch:
+            order = np.random.default_rng((cfg.seed, epoch)).permutation(n)
         out.append((int(order[i]), epoch))
     return out
 
 # %% ../nbs/01_train_projection.ipynb #fe2ef495
 @torch.no_grad()
 def validate(
-    mm:MultimodalLM, # with a projection that takes standardised features
-    features:Features, # of pictures that are not trained on
-    standardise, # what makes raw features standardised
-    cfg:TrainConfig, # prompt and batch size
-    n:int=128, # pictures, drawn with seed 0
-) -> float: # mean loss
+    mm: MultimodalLM,  # with a projection that takes standardised features
+    features: Features,  # of pictures that are not trained on
+    standardise,  # what makes raw features standardised
+    cfg: TrainConfig,  # prompt and batch size
+    n: int = 128,  # pictures, drawn with seed 0
+) -> float:  # mean loss
     "Caption loss on held-out pictures, all patches shown, over the whole vocabulary"
-    picks, team = np.random.default_rng(0).permutation(len(features))[:n].tolist(), processes(mm.device)
-    total, size = torch.zeros(1, device=mm.device), max(1, cfg.batch_size//cfg.accumulate//team.num_processes)
-    for i in range(team.process_index*size, len(picks), size*team.num_processes):
-        rows = picks[i:i + size]
-        total += caption_loss(mm, mm.projection(standardise(features[rows])), [features.caption(r) for r in rows], cfg.prompt)*len(rows)
-    return reduce(total, 'sum').item()/len(picks)
+    picks, team = (
+        np.random.default_rng(0).permutation(len(features))[:n].tolist(),
+        processes(mm.device),
+    )
+    total, size = (
+        torch.zeros(1, device=mm.device),
+        max(1, cfg.batch_size // cfg.accumulate // team.num_processes),
+    )
+    for i in range(team.process_index * size, len(picks), size * team.num_processes):
+        rows = picks[i : i + size]
+        total += caption_loss(
+            mm,
+            mm.projection(standardise(features[rows])),
+            [features.caption(r) for r in rows],
+            cfg.prompt,
+        ) * len(rows)
+    return reduce(total, 'sum').item() / len(picks)
 
 # %% ../nbs/01_train_projection.ipynb #64e095fe
 @torch.no_grad()
 def sample_captions(
-    mm:MultimodalLM, # with a projection that takes standardised features
-    features:Features, # of pictures that are not trained on
-    standardise, # what makes raw features standardised
-    n:int=4, # pictures, drawn with seed 1
-) -> list[dict]: # image_id, caption (the true one), said
+    mm: MultimodalLM,  # with a projection that takes standardised features
+    features: Features,  # of pictures that are not trained on
+    standardise,  # what makes raw features standardised
+    n: int = 4,  # pictures, drawn with seed 1
+) -> list[dict]:  # image_id, caption (the true one), said
     "What the model says about some held-out pictures"
     rows = np.random.default_rng(1).permutation(len(features))[:n].tolist()
-    if not rows: return []
+    if not rows:
+        return []
     ids = mm.caption_ids(mm.projection(standardise(features[rows])))
     said = mm.tokenizer.batch_decode(ids, skip_special_tokens=True)
-    return [dict(image_id=features.image_ids[features.rows[r]], caption=features.caption(r), said=text.strip()) for r, text in zip(rows, said)]
+    return [
+        dict(
+            image_id=features.image_ids[features.rows[r]],
+            caption=features.caption(r),
+            said=text.strip(),
+        )
+        for r, text in zip(rows, said)
+    ]
 
 # %% ../nbs/01_train_projection.ipynb #e1822db4
 class Run(Patched):
     "A training run in its folder: checkpoint, log, and at the end the projection"
-    def __init__(self,
-        folder, # made where missing
-        mm:MultimodalLM, # gets the projection
-        cfg:TrainConfig, # of the run
-        features:Features, # to start from: their mean and spread
-        log:str='csv', # or 'tensorboard'
+
+    def __init__(
+        self,
+        folder,  # made where missing
+        mm: MultimodalLM,  # gets the projection
+        cfg: TrainConfig,  # of the run
+        features: Features,  # to start from: their mean and spread
+        log: str = 'csv',  # or 'tensorboard'
     ):
-        self.folder, self.mm, self.cfg, self.step, self.rows, self.samples = Path(folder), mm, cfg, 0, [], []
-        self.team, self.checkpoint = processes(mm.device), self.folder/'checkpoint.pt'
-        if features.encoder != encoder_key(mm): raise ValueError(f'{features.folder}: features of another encoder; make them with this one')
-        if cfg.batch_size < self.team.num_processes: raise ValueError(f'a batch of {cfg.batch_size} is too small for {self.team.num_processes} processes')
+        self.folder, self.mm, self.cfg, self.step, self.rows, self.samples = (
+            Path(folder),
+            mm,
+            cfg,
+            0,
+            [],
+            [],
+        )
+        self.team, self.checkpoint = processes(mm.device), self.folder / 'checkpoint.pt'
+        if features.encoder != encoder_key(mm):
+            raise ValueError(
+                f'{features.folder}: features of another encoder; make them with this one'
+            )
+        if cfg.batch_size < self.team.num_processes:
+            raise ValueError(
+                f'a batch of {cfg.batch_size} is too small for {self.team.num_processes} processes'
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.identity = json.dumps([asdict(replace(cfg, accumulate=1, checkpoint_every=1)), mm.config.lm, mm.config.encoder,
-                                    mm.encoder.spec.image_size, mm.projection.weight.shape, features.folder.name])
-        self.vocab = caption_vocab(mm, [c for said in features.captions.values() for c in said]) if cfg.vocab == 'captions' else None
+        self.identity = json.dumps(
+            [
+                asdict(replace(cfg, accumulate=1, checkpoint_every=1)),
+                mm.config.lm,
+                mm.config.encoder,
+                mm.encoder.spec.image_size,
+                mm.projection.weight.shape,
+                features.folder.name,
+            ]
+        )
+        self.vocab = (
+            caption_vocab(mm, [c for said in features.captions.values() for c in said])
+            if cfg.vocab == 'captions'
+            else None
+        )
         mm.projection.float().requires_grad_(True)
-        self.opt = torch.optim.AdamW(mm.projection.parameters(), lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay)
+        self.opt = torch.optim.AdamW(
+            mm.projection.parameters(), lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay
+        )
         dtype = autocast_dtype(cfg.precision, mm.device)
         self.autocast = partial(torch.autocast, mm.device.type, dtype, enabled=dtype is not None)
         self.scaler = torch.amp.GradScaler(mm.device.type, enabled=dtype == torch.float16)
-        if self.checkpoint.exists(): self.load()
-        else: init_projection(mm, cfg.seed); self.mean, self.std = channel_stats(features, seed=cfg.seed)
-        if log not in ('csv', 'tensorboard'): raise ValueError(f"log={log!r}; it is 'csv' or 'tensorboard'")
-        self.writer = tensorboard_writer(self.folder, self.step) if log == 'tensorboard' and self.team.is_main_process else None
+        if self.checkpoint.exists():
+            self.load()
+        else:
+            init_projection(mm, cfg.seed)
+            self.mean, self.std = channel_stats(features, seed=cfg.seed)
+        if log not in ('csv', 'tensorboard'):
+            raise ValueError(f"log={log!r}; it is 'csv' or 'tensorboard'")
+        self.writer = (
+            tensorboard_writer(self.folder, self.step)
+            if log == 'tensorboard' and self.team.is_main_process
+            else None
+        )
 
-    def standardise(self, x): # (batch, patch, d_image), raw features
+    def standardise(self, x):  # (batch, patch, d_image), raw features
         "Features with mean 0 and spread 1 in each channel"
-        return (x.to(self.mm.device).float() - self.mean.to(self.mm.device))/self.std.to(self.mm.device)
+        return (x.to(self.mm.device).float() - self.mean.to(self.mm.device)) / self.std.to(
+            self.mm.device
+        )
 
 # %% ../nbs/01_train_projection.ipynb #b7eb6c68
 @patch
-def save(self:Run):
+def save(self: Run):
     "Write the checkpoint and the log; the last good checkpoint stays until the new one is whole"
-    if not self.team.is_main_process: return
+    if not self.team.is_main_process:
+        return
     buffer = io.BytesIO()
-    torch.save(dict(projection=self.mm.projection.state_dict(), opt=self.opt.state_dict(), scaler=self.scaler.state_dict(), step=self.step,
-                    rows=self.rows, samples=self.samples, identity=self.identity, mean=self.mean, std=self.std), buffer)
-    if self.writer: self.writer.flush()
+    torch.save(
+        dict(
+            projection=self.mm.projection.state_dict(),
+            opt=self.opt.state_dict(),
+            scaler=self.scaler.state_dict(),
+            step=self.step,
+            rows=self.rows,
+            samples=self.samples,
+            identity=self.identity,
+            mean=self.mean,
+            std=self.std,
+        ),
+        buffer,
+    )
+    if self.writer:
+        self.writer.flush()
     else:
-        write_atomic(self.folder/'log.csv', pd.DataFrame(self.rows).to_csv(index=False))
-        write_atomic(self.folder/'samples.csv', pd.DataFrame(self.samples).to_csv(index=False))
+        write_atomic(self.folder / 'log.csv', pd.DataFrame(self.rows).to_csv(index=False))
+        write_atomic(self.folder / 'samples.csv', pd.DataFrame(self.samples).to_csv(index=False))
     write_atomic(self.checkpoint, buffer.getvalue())
 
 # %% ../nbs/01_train_projection.ipynb #a9334987
 @patch
-def load(self:Run):
+def load(self: Run):
     "Go on from the checkpoint, if it is of this very run"
-    try: c = torch.load(self.checkpoint, weights_only=True, map_location='cpu')
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as e: raise ValueError(f'{self.checkpoint} is damaged, or no checkpoint: take another folder, or remove it') from e
+    try:
+        c = torch.load(self.checkpoint, weights_only=True, map_location='cpu')
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as e:
+        raise ValueError(
+            f'{self.checkpoint} is damaged, or no checkpoint: take another folder, or remove it'
+        ) from e
     if c.get('identity') != self.identity:
-        raise ValueError(f'{self.checkpoint} is of another run ({c.get("identity")}); this one is {self.identity}: '
-                         'take another folder, or the same settings, model and pictures')
+        raise ValueError(
+            f'{self.checkpoint} is of another run ({c.get("identity")}); this one is {self.identity}: '
+            'take another folder, or the same settings, model and pictures'
+        )
     self.mm.projection.load_state_dict(c['projection'])
     self.opt.load_state_dict(c['opt'])
     self.scaler.load_state_dict(c['scaler'])
-    self.step, self.rows, self.samples, self.mean, self.std = (c[k] for k in ('step', 'rows', 'samples', 'mean', 'std'))
+    self.step, self.rows, self.samples, self.mean, self.std = (
+        c[k] for k in ('step', 'rows', 'samples', 'mean', 'std')
+    )
 
 # %% ../nbs/01_train_projection.ipynb #80e28a51
 def autocast_dtype(
-    precision:str, # of `TrainConfig`
-    device, # where the model is
-) -> torch.dtype|None: # None: the weights' own
+    precision: str,  # of `TrainConfig`
+    device,  # where the model is
+) -> torch.dtype | None:  # None: the weights' own
     "What the arithmetic of a step is done in"
-    if precision == 'auto': precision = 'no' if device.type == 'cpu' else 'bf16' if torch.cuda.is_bf16_supported() else 'fp16'
+    if precision == 'auto':
+        precision = (
+            'no' if device.type == 'cpu' else 'bf16' if torch.cuda.is_bf16_supported() else 'fp16'
+        )
     return dict(no=None, bf16=torch.bfloat16, fp16=torch.float16)[precision]
 
 # %% ../nbs/01_train_projection.ipynb #54ceb912
 @patch
-def part_loss(self:Run,
-    features, # of the training pictures
-    picks, # (row, epoch) of each picture of the whole batch
-    part, # places in the batch
-    tokens:int, # of the whole batch
-) -> torch.Tensor: # scalar
+def part_loss(
+    self: Run,
+    features,  # of the training pictures
+    picks,  # (row, epoch) of each picture of the whole batch
+    part,  # places in the batch
+    tokens: int,  # of the whole batch
+) -> torch.Tensor:  # scalar
     "What one part of the batch adds to its loss"
     cfg, mm = self.cfg, self.mm
-    seeds = [(cfg.seed*1_000_003 + self.step << 20) + int(k) for k in part]
-    x = self.standardise(features[[picks[k][0] for k in part]][:, shown_patches(mm.n_patches, self.step, cfg)])
-    if cfg.feature_dropout: x = x*dropout_mask((1, mm.d_image), cfg.feature_dropout, seeds).to(x)
+    seeds = [(cfg.seed * 1_000_003 + self.step << 20) + int(k) for k in part]
+    x = self.standardise(
+        features[[picks[k][0] for k in part]][:, shown_patches(mm.n_patches, self.step, cfg)]
+    )
+    if cfg.feature_dropout:
+        x = x * dropout_mask((1, mm.d_image), cfg.feature_dropout, seeds).to(x)
     with self.autocast():
         soft_prompt = mm.projection(x)
-        if cfg.dropout: soft_prompt = soft_prompt*dropout_mask(soft_prompt.shape[1:], cfg.dropout, [-s - 1 for s in seeds]).to(soft_prompt)
-        return caption_loss(mm, soft_prompt, [features.caption(*picks[k]) for k in part], cfg.prompt,
-                            self.vocab if self.step % 4 else None, tokens)
+        if cfg.dropout:
+            soft_prompt = soft_prompt * dropout_mask(
+                soft_prompt.shape[1:], cfg.dropout, [-s - 1 for s in seeds]
+            ).to(soft_prompt)
+        return caption_loss(
+            mm,
+            soft_prompt,
+            [features.caption(*picks[k]) for k in part],
+            cfg.prompt,
+            self.vocab if self.step % 4 else None,
+            tokens,
+        )
 
 # %% ../nbs/01_train_projection.ipynb #9109c85a
 @patch
-def advance(self:Run,
-    features, # of the training pictures
-) -> float: # loss of the batch
+def advance(
+    self: Run,
+    features,  # of the training pictures
+) -> float:  # loss of the batch
     "One optimizer step, of all processes together"
-    cfg, params, total = self.cfg, [*self.mm.projection.parameters()], 0.
+    cfg, params, total = self.cfg, [*self.mm.projection.parameters()], 0.0
     picks = batch_rows(len(features), self.step, cfg)
     tokens = caption_tokens(self.mm, [features.caption(*pick) for pick in picks])[1].sum().item()
     self.opt.zero_grad()
@@ -476,67 +711,99 @@ def advance(self:Run,
         loss = self.part_loss(features, picks, part, tokens)
         self.scaler.scale(loss).backward()
         total += loss.detach()
-    for p in params: p.grad = reduce(p.grad, 'sum')
-    for group in self.opt.param_groups: group['lr'] = lr_at(self.step, cfg)
+    for p in params:
+        p.grad = reduce(p.grad, 'sum')
+    for group in self.opt.param_groups:
+        group['lr'] = lr_at(self.step, cfg)
     self.scaler.unscale_(self.opt)
     torch.nn.utils.clip_grad_norm_(params, cfg.clip)
-    self.scaler.step(self.opt); self.scaler.update()
+    self.scaler.step(self.opt)
+    self.scaler.update()
     self.step += 1
     return reduce(total, 'sum').item()
 
 # %% ../nbs/01_train_projection.ipynb #5a5b0f9b
 def tensorboard_writer(
-    folder:Path, # of the run
-    step:int, # events after it are void
+    folder: Path,  # of the run
+    step: int,  # events after it are void
 ):
     "Writes event files, where TensorBoard is installed"
     needs('tensorboard', "log='tensorboard'")
     from torch.utils.tensorboard import SummaryWriter
-    return SummaryWriter(folder/'tensorboard', purge_step=step + 1)
+
+    return SummaryWriter(folder / 'tensorboard', purge_step=step + 1)
 
 # %% ../nbs/01_train_projection.ipynb #e6c3dd63
 @patch
-def record(self:Run,
-    row:dict, # step, samples, lr, loss, val_loss, seconds
-    samples:list[dict], # image_id, caption, said
+def record(
+    self: Run,
+    row: dict,  # step, samples, lr, loss, val_loss, seconds
+    samples: list[dict],  # image_id, caption, said
 ):
     "Keep what is known of a step"
     self.rows.append(row)
     self.samples += [dict(step=row['step'], **s) for s in samples]
-    if not self.writer: return
+    if not self.writer:
+        return
     for name in ('lr', 'loss', 'val_loss'):
-        if row[name] is not None: self.writer.add_scalar(name, row[name], row['step'])
-    for s in samples: self.writer.add_text(s['image_id'], f'{s["said"]} ({s["caption"]})', row['step'])
+        if row[name] is not None:
+            self.writer.add_scalar(name, row[name], row['step'])
+    for s in samples:
+        self.writer.add_text(s['image_id'], f'{s["said"]} ({s["caption"]})', row['step'])
 
 # %% ../nbs/01_train_projection.ipynb #6c1e671f
 def plot_log(
-    log:pd.DataFrame, # what `train_projection` returned
-    ax=None, # matplotlib axes to draw on; None: a new figure
-): # the axes
+    log: pd.DataFrame,  # what `train_projection` returned
+    ax=None,  # matplotlib axes to draw on; None: a new figure
+):  # the axes
     "The curve of a run: loss of the batches, their running mean, and the held-out loss"
     ax = ax or Figure((6, 2.8), dpi=100, layout='constrained').subplots()
-    ax.plot(log.samples, log.loss, color='#bbccdd', lw=.7, label='batches')
-    ax.plot(log.samples, log.loss.rolling(max(1, len(log)//50), min_periods=1, center=True).mean(), color='#3b6fb6', label='their running mean')
+    ax.plot(log.samples, log.loss, color='#bbccdd', lw=0.7, label='batches')
+    ax.plot(
+        log.samples,
+        log.loss.rolling(max(1, len(log) // 50), min_periods=1, center=True).mean(),
+        color='#3b6fb6',
+        label='their running mean',
+    )
     val = log.dropna(subset='val_loss')
-    if len(val): ax.plot(val.samples, val.val_loss.astype(float), 'o', color='#c44e52', label='held out, all patches')
-    ax.set(xlabel='pictures seen', ylabel='caption loss, nats a token', ylim=(0, None)); ax.legend(frameon=False, ncols=3, loc='lower left', bbox_to_anchor=(0, 1)); ax.spines[['top', 'right']].set_visible(False)
+    if len(val):
+        ax.plot(
+            val.samples,
+            val.val_loss.astype(float),
+            'o',
+            color='#c44e52',
+            label='held out, all patches',
+        )
+    ax.set(xlabel='pictures seen', ylabel='caption loss, nats a token', ylim=(0, None))
+    ax.legend(frameon=False, ncols=3, loc='lower left', bbox_to_anchor=(0, 1))
+    ax.spines[['top', 'right']].set_visible(False)
     return ax
 
 # %% ../nbs/01_train_projection.ipynb #511a418e
 def train_projection(
-    mm:MultimodalLM, # gets the trained projection
-    train, # pictures to learn from: a `Reader`, or its `Features`
-    cfg:TrainConfig=TrainConfig(), # settings
-    folder='run', # of the run: checkpoint, log, curve.png, projection.safetensors
-    val=None, # pictures to validate on: a `Reader`, or its `Features`
-    log:str='csv', # 'csv' or 'tensorboard'
-    **metadata, # kept with the projection
-) -> pd.DataFrame: # the log: step, samples, lr, loss, val_loss, seconds
+    mm: MultimodalLM,  # gets the trained projection
+    train,  # pictures to learn from: a `Reader`, or its `Features`
+    cfg: TrainConfig = TrainConfig(),  # settings
+    folder='run',  # of the run: checkpoint, log, curve.png, projection.safetensors
+    val=None,  # pictures to validate on: a `Reader`, or its `Features`
+    log: str = 'csv',  # 'csv' or 'tensorboard'
+    **metadata,  # kept with the projection
+) -> pd.DataFrame:  # the log: step, samples, lr, loss, val_loss, seconds
     "Train `mm.projection`, or go on with the run in `folder`; the language model and the encoder stay as they are"
-    def features(d): return d if d is None or isinstance(d, Features) else Features(mm, d, Path(folder)/'features')
+
+    def features(d):
+        return (
+            d
+            if d is None or isinstance(d, Features)
+            else Features(mm, d, Path(folder) / 'features')
+        )
+
     train, val = features(train), features(val)
     run = Run(folder, mm, cfg, train, log)
-    began, main = time.time() - (run.rows[-1]['seconds'] if run.rows else 0), run.team.is_main_process
+    began, main = (
+        time.time() - (run.rows[-1]['seconds'] if run.rows else 0),
+        run.team.is_main_process,
+    )
     with tqdm(total=cfg.steps, initial=run.step, desc='training', disable=not main) as bar:
         while run.step < cfg.steps:
             loss, samples, val_loss = run.advance(train), [], None
@@ -544,42 +811,67 @@ def train_projection(
             if val and (last or run.step % cfg.val_every == 0):
                 val_loss = validate(mm, val, run.standardise, cfg)
                 samples = sample_captions(mm, val, run.standardise, cfg.samples) if main else []
-                for s in samples: tqdm.write(f'step {run.step}, {s["image_id"]}: {s["said"]} ({s["caption"]})', file=sys.stderr)
-            run.record(dict(step=run.step, samples=run.step*cfg.batch_size, lr=lr_at(run.step - 1, cfg), loss=loss,
-                            val_loss=val_loss, seconds=time.time() - began), samples)
-            bar.update(); bar.set_postfix(loss=f'{loss:.2f}', **({'val': f'{val_loss:.2f}'} if val_loss else {}))
-            if last or run.step % cfg.checkpoint_every == 0: run.save()
+                for s in samples:
+                    tqdm.write(
+                        f'step {run.step}, {s["image_id"]}: {s["said"]} ({s["caption"]})',
+                        file=sys.stderr,
+                    )
+            run.record(
+                dict(
+                    step=run.step,
+                    samples=run.step * cfg.batch_size,
+                    lr=lr_at(run.step - 1, cfg),
+                    loss=loss,
+                    val_loss=val_loss,
+                    seconds=time.time() - began,
+                ),
+                samples,
+            )
+            bar.update()
+            bar.set_postfix(loss=f'{loss:.2f}', **({'val': f'{val_loss:.2f}'} if val_loss else {}))
+            if last or run.step % cfg.checkpoint_every == 0:
+                run.save()
     return run.finish(pictures=len(train), **metadata)
 
 # %% ../nbs/01_train_projection.ipynb #a17554a0
 @patch
-def finish(self:Run,
-    **metadata, # kept with the projection
-) -> pd.DataFrame: # the log
+def finish(
+    self: Run,
+    **metadata,  # kept with the projection
+) -> pd.DataFrame:  # the log
     "Fold the standardisation into the projection; write it, and the curve"
     self.mm.projection.requires_grad_(False)
     fold(self.mm, self.mean, self.std)
     log = pd.DataFrame(self.rows)
     if self.team.is_main_process:
-        save_projection(self.mm, self.folder/'projection.safetensors', train=asdict(self.cfg), **metadata)
+        save_projection(
+            self.mm, self.folder / 'projection.safetensors', train=asdict(self.cfg), **metadata
+        )
         buffer = io.BytesIO()
         plot_log(log).figure.savefig(buffer, format='png')
-        write_atomic(self.folder/'curve.png', buffer.getvalue())
+        write_atomic(self.folder / 'curve.png', buffer.getvalue())
     self.team.wait_for_everyone()
     return log
 
 # %% ../nbs/01_train_projection.ipynb #35e995c1
 def name_pictures(
-    mm:MultimodalLM, # with a trained projection
-    dataset, # sequence of `Example` with nouns
-    batch:int=16, # pictures captioned at a time
-) -> pd.DataFrame: # image_id, noun, caption, said, named
+    mm: MultimodalLM,  # with a trained projection
+    dataset,  # sequence of `Example` with nouns
+    batch: int = 16,  # pictures captioned at a time
+) -> pd.DataFrame:  # image_id, noun, caption, said, named
     "Caption every picture; was its noun the first one said?"
     rows = []
     for i in tqdm(range(0, len(dataset), batch), desc='captions', disable=len(dataset) <= batch):
         examples = [dataset[j] for j in range(i, min(i + batch, len(dataset)))]
         for ex, text in zip(examples, mm.caption([e.image for e in examples])):
             said = first_noun(text)
-            rows.append(dict(image_id=ex.image_id, noun=ex.nouns[0], caption=text, said=said,
-                             named=said is not None and same_noun(said, ex.nouns[0])))
+            rows.append(
+                dict(
+                    image_id=ex.image_id,
+                    noun=ex.nouns[0],
+                    caption=text,
+                    said=said,
+                    named=said is not None and same_noun(said, ex.nouns[0]),
+                )
+            )
     return pd.DataFrame(rows)

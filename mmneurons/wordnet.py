@@ -15,41 +15,59 @@ from types import SimpleNamespace
 @cache
 def _net():
     "The extract: `parents` and `depth` of each synset, `senses` of each noun, irregular plurals"
-    text = lzma.decompress((files('mmneurons')/'assets'/'wordnet.txt.xz').read_bytes()).decode()
+    text = lzma.decompress((files('mmneurons') / 'assets' / 'wordnet.txt.xz').read_bytes()).decode()
     graph, nouns, plurals = (part.split('\n') for part in text.split('\n--\n'))
     parents = [[i - int(up) for up in line.split()] for i, line in enumerate(graph)]
     children, depth = [[] for _ in parents], []
-    for i, up in enumerate(parents):                  # a synset stands below its parents in the file
+    for i, up in enumerate(parents):  # a synset stands below its parents in the file
         depth.append(1 + min((depth[p] for p in up), default=-1))
-        for p in up: children[p].append(i)
+        for p in up:
+            children[p].append(i)
     senses = {w: [int(s) for s in ids] for w, *ids in map(str.split, nouns)}
-    return SimpleNamespace(parents=parents, children=children, depth=depth, senses=senses, plurals=dict(map(str.split, plurals)))
+    return SimpleNamespace(
+        parents=parents,
+        children=children,
+        depth=depth,
+        senses=senses,
+        plurals=dict(map(str.split, plurals)),
+    )
 
 # %% ../nbs/00d_wordnet.ipynb #fe5dbbce
 _ENDINGS = dict(s='', ses='s', xes='x', zes='z', ches='ch', shes='sh', men='man', ies='y')
 
-def lemmas(word:str       # as it stands in a text, or a token of a language model
-          ) -> list[str]: # entries of the extract; none where the word is no common noun
+
+def lemmas(
+    word: str,  # as it stands in a text, or a token of a language model
+) -> list[str]:  # entries of the extract; none where the word is no common noun
     "The dictionary forms that a noun can have"
     word, net = word.strip().lower(), _net()
-    if word in net.senses: return [word]
-    forms = [net.plurals.get(word)] + [word[:-len(end)] + base for end, base in _ENDINGS.items() if word.endswith(end)]
+    if word in net.senses:
+        return [word]
+    forms = [net.plurals.get(word)] + [
+        word[: -len(end)] + base for end, base in _ENDINGS.items() if word.endswith(end)
+    ]
     return [form for form in dict.fromkeys(forms) if form in net.senses]
 
 # %% ../nbs/00d_wordnet.ipynb #b1d57811
-def senses(word:str      # a noun
-          ) -> set[int]: # synsets, as numbers of the extract
+def senses(
+    word: str,  # a noun
+) -> set[int]:  # synsets, as numbers of the extract
     "The first two meanings of a noun"
     return {s for lemma in lemmas(word) for s in _net().senses[lemma]}
 
 # %% ../nbs/00d_wordnet.ipynb #7b52009b
-def names_match(said:str, # what a caption calls it
-                noun:str  # what it is
-               ) -> bool:
+def names_match(
+    said: str,  # what a caption calls it
+    noun: str,  # what it is
+) -> bool:
     "Whether `said` names the thing: the same noun, a synonym, or a direct hypernym"
-    if said.strip().lower() == noun.strip().lower(): return True
+    if said.strip().lower() == noun.strip().lower():
+        return True
     meant, net = senses(noun), _net()
-    return bool(set(lemmas(said)) & set(lemmas(noun)) or senses(said) & meant.union(*(net.parents[s] for s in meant)))
+    return bool(
+        set(lemmas(said)) & set(lemmas(noun))
+        or senses(said) & meant.union(*(net.parents[s] for s in meant))
+    )
 
 # %% ../nbs/00d_wordnet.ipynb #f1abd670
 def _steps(synsets, edges, n=3):
@@ -66,36 +84,47 @@ def _neighbours(noun):
     "Each synset near `noun`, and how it is related"
     net, meant = _net(), senses(noun)
     general = lambda synsets: {s for s in synsets if net.depth[s] > 3}
-    kinds = dict(sister=_steps(general(_steps(meant, net.parents, 1)), net.children, 1),
-                 hyponym=_steps(meant, net.children), hypernym=general(_steps(meant, net.parents)), synonym=meant)
+    kinds = dict(
+        sister=_steps(general(_steps(meant, net.parents, 1)), net.children, 1),
+        hyponym=_steps(meant, net.children),
+        hypernym=general(_steps(meant, net.parents)),
+        synonym=meant,
+    )
     return {s: kind for kind, synsets in kinds.items() for s in synsets}
 
 # %% ../nbs/00d_wordnet.ipynb #0716d970
 RELATIONS = ('same', 'synonym', 'hypernym', 'hyponym', 'sister')
 
-def related(word:str,    # of a neuron, or of a caption
-            noun:str     # what is in the picture
-           ) -> str|None: # one of `RELATIONS`; None where there is none
+
+def related(
+    word: str,  # of a neuron, or of a caption
+    noun: str,  # what is in the picture
+) -> str | None:  # one of `RELATIONS`; None where there is none
     "How `word` is related to `noun`, if it is"
-    if word.strip().lower() == noun.strip().lower() or set(lemmas(word)) & set(lemmas(noun)): return 'same'
-    if len(word.strip()) < 3: return None
+    if word.strip().lower() == noun.strip().lower() or set(lemmas(word)) & set(lemmas(noun)):
+        return 'same'
+    if len(word.strip()) < 3:
+        return None
     near = _neighbours(noun)
     return min((near[s] for s in senses(word) if s in near), key=RELATIONS.index, default=None)
 
 # %% ../nbs/00d_wordnet.ipynb #91032ad7
-def related_words(words:str|list, # a neuron's words: a list, or joined by ", "
-                  noun:str        # what is in the picture
-                 ) -> list[str]:  # those that are related to it, in their order
+def related_words(
+    words: str | list,  # a neuron's words: a list, or joined by ", "
+    noun: str,  # what is in the picture
+) -> list[str]:  # those that are related to it, in their order
     "The words among `words` that have to do with `noun`; none is false"
     words = words.split(', ') if isinstance(words, str) else words
     return [w.strip() for w in words if related(w, noun)]
 
 # %% ../nbs/00d_wordnet.ipynb #6b696e65
-def kind_of(noun:str,  # what is in the picture
-            kinds      # nouns, the more special ones first
-           ) -> str|None: # one of `kinds`; None where there is none
+def kind_of(
+    noun: str,  # what is in the picture
+    kinds,  # nouns, the more special ones first
+) -> str | None:  # one of `kinds`; None where there is none
     "The first of `kinds` that stands above the noun's first meaning, or else above its second"
     named = {_net().senses[k][0]: kind for kind in reversed(kinds) for k in lemmas(kind)}
     for s in dict.fromkeys(s for lemma in lemmas(noun) for s in _net().senses[lemma]):
-        if found := {named[t] for t in {s} | _steps({s}, _net().parents, 30) if t in named}: return min(found, key=kinds.index)
+        if found := {named[t] for t in {s} | _steps({s}, _net().parents, 30) if t in named}:
+            return min(found, key=kinds.index)
     return None

@@ -1,4 +1,5 @@
 "What ablation must keep up under load: the same numbers in two processes, and memory that does not grow with the pictures."
+
 import hashlib, os, subprocess, sys
 from pathlib import Path
 
@@ -11,24 +12,47 @@ from mmneurons.model import tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
 
+
 def curve(n=1, ks=(0, 5, 30)):
     "The curves of the gallery's first picture, `n` times, from iterators"
     mm, image = tiny_model(), gallery()[0].image
     a = attribute(mm, image, 'dog', caption='a dog', image_id='first')
-    return ablation_curve(mm, (image for _ in range(n)), (a for _ in range(n)), lambda a: paper_arms(mm, top_neurons(a, 30), k=30, seeds=(0, 1)), ks)
+    return ablation_curve(
+        mm,
+        (image for _ in range(n)),
+        (a for _ in range(n)),
+        lambda a: paper_arms(mm, top_neurons(a, 30), k=30, seeds=(0, 1)),
+        ks,
+    )
 
-def fingerprint(): return hashlib.sha256(curve().to_csv().encode()).hexdigest()
+
+def fingerprint():
+    return hashlib.sha256(curve().to_csv().encode()).hexdigest()
+
 
 def test_two_processes_give_the_same_numbers():
     code = 'import test_ablation; print(test_ablation.fingerprint())'
-    path = os.pathsep.join([str(ROOT), str(ROOT/'tests'), os.environ.get('PYTHONPATH', '')])
-    seen = [subprocess.run([sys.executable, '-c', code], env=os.environ | dict(PYTHONPATH=path, PYTHONHASHSEED=str(i)), capture_output=True, text=True, check=True).stdout
-            for i in range(2)]
+    path = os.pathsep.join([str(ROOT), str(ROOT / 'tests'), os.environ.get('PYTHONPATH', '')])
+    seen = [
+        subprocess.run(
+            [sys.executable, '-c', code],
+            env=os.environ | dict(PYTHONPATH=path, PYTHONHASHSEED=str(i)),
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for i in range(2)
+    ]
     assert seen[0].strip() and seen[0] == seen[1]
 
+
 def test_memory_is_flat_over_500_pictures():
-    def used(): return psutil.Process().memory_info().rss/2**20
+    def used():
+        return psutil.Process().memory_info().rss / 2**20
+
     curve(50, (5,))
     before = used()
     rows = curve(500, (5,))
-    assert len(rows) == 500*3 and used() - before < 40, f'{used() - before:.0f} MB more after 500 pictures'
+    assert len(rows) == 500 * 3 and used() - before < 40, (
+        f'{used() - before:.0f} MB more after 500 pictures'
+    )

@@ -1,4 +1,5 @@
 "The command as a user meets it: real processes, broken photos, full pages. Each call that loads the model takes some 15 s."
+
 import json, re, shutil, signal, subprocess, sys, time
 from base64 import b64decode
 from html.parser import HTMLParser
@@ -11,39 +12,66 @@ from safetensors.torch import load_file, save_file
 from mmneurons.weights import lm_folder
 
 COMMAND = [sys.executable, '-m', 'mmneurons.cli']
-GALLERY = files('mmneurons')/'assets'/'gallery'
+GALLERY = files('mmneurons') / 'assets' / 'gallery'
 GOOD = ['cmyk.jpg', 'deep.png', 'palette.png', 'animated.gif', 'rotated.jpg', 'dot.png', 'huge.jpg']
-BAD = {'missing.jpg': 'no such file', 'empty.jpg': 'empty', 'truncated.jpg': 'is truncated', 'text.jpg': 'not a picture', 'folder': 'a folder'}
+BAD = {
+    'missing.jpg': 'no such file',
+    'empty.jpg': 'empty',
+    'truncated.jpg': 'is truncated',
+    'text.jpg': 'not a picture',
+    'folder': 'a folder',
+}
+
 
 def run(*args, cwd, **kwargs):
     "The finished process of one `mmneurons` command"
-    return subprocess.run([*COMMAND, *map(str, args)], cwd=cwd, capture_output=True, text=True, encoding='utf-8', timeout=600, **kwargs)
+    return subprocess.run(
+        [*COMMAND, *map(str, args)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        encoding='utf-8',
+        timeout=600,
+        **kwargs,
+    )
 
-def one_line_each(stderr): return [line for line in stderr.splitlines() if line.startswith('mmneurons: ')] == stderr.splitlines()
+
+def one_line_each(stderr):
+    return [
+        line for line in stderr.splitlines() if line.startswith('mmneurons: ')
+    ] == stderr.splitlines()
+
 
 @pytest.fixture(scope='module')
 def photos(tmp_path_factory):
     "A folder with every kind of photo that people have"
     folder = tmp_path_factory.mktemp('photos')
-    dog = Image.open(GALLERY/'dog.jpg').convert('RGB')
-    dog.convert('CMYK').save(folder/'cmyk.jpg')
+    dog = Image.open(GALLERY / 'dog.jpg').convert('RGB')
+    dog.convert('CMYK').save(folder / 'cmyk.jpg')
     grey = np.asarray(dog.convert('L'))
-    Image.fromarray(grey.astype(np.uint16)*257).save(folder/'deep.png')
+    Image.fromarray(grey.astype(np.uint16) * 257).save(folder / 'deep.png')
     cut = dog.copy()
-    cut.putalpha(Image.fromarray(np.where(np.indices(grey.shape)[0] < grey.shape[0]//2, 0, 255).astype(np.uint8)))
-    cut.quantize(64).save(folder/'palette.png')
-    dog.save(folder/'animated.gif', save_all=True, append_images=[Image.new('RGB', dog.size, 'red')])
+    cut.putalpha(
+        Image.fromarray(
+            np.where(np.indices(grey.shape)[0] < grey.shape[0] // 2, 0, 255).astype(np.uint8)
+        )
+    )
+    cut.quantize(64).save(folder / 'palette.png')
+    dog.save(
+        folder / 'animated.gif', save_all=True, append_images=[Image.new('RGB', dog.size, 'red')]
+    )
     exif = Image.Exif()
-    exif[0x112] = 6                                             # turn by 90° to see it upright
+    exif[0x112] = 6  # turn by 90° to see it upright
     wide = dog.crop((0, 40, dog.width, dog.height - 40))
-    wide.transpose(Image.Transpose.ROTATE_90).save(folder/'rotated.jpg', exif=exif)
-    Image.new('RGB', (1, 1), 'orange').save(folder/'dot.png')
-    Image.new('L', (12_000, 9_000), 120).save(folder/'huge.jpg')
-    (folder/'empty.jpg').touch()
-    (folder/'truncated.jpg').write_bytes((GALLERY/'dog.jpg').read_bytes()[:9000])
-    (folder/'text.jpg').write_text('not a picture at all')
-    (folder/'folder').mkdir()
+    wide.transpose(Image.Transpose.ROTATE_90).save(folder / 'rotated.jpg', exif=exif)
+    Image.new('RGB', (1, 1), 'orange').save(folder / 'dot.png')
+    Image.new('L', (12_000, 9_000), 120).save(folder / 'huge.jpg')
+    (folder / 'empty.jpg').touch()
+    (folder / 'truncated.jpg').write_bytes((GALLERY / 'dog.jpg').read_bytes()[:9000])
+    (folder / 'text.jpg').write_text('not a picture at all')
+    (folder / 'folder').mkdir()
     return folder
+
 
 @pytest.fixture(scope='module')
 def looked(photos):
@@ -52,6 +80,7 @@ def looked(photos):
     names = [*BAD][:3] + GOOD + [*BAD][3:]
     return run('look', *names, '--target', 'dog', '--k', 3, '--out', 'pages', cwd=photos)
 
+
 def test_bad_photos_get_one_line_and_the_others_are_done(looked, photos):
     assert looked.returncode == 1 and one_line_each(looked.stderr), looked.stderr
     assert 'Traceback' not in looked.stderr
@@ -59,116 +88,243 @@ def test_bad_photos_get_one_line_and_the_others_are_done(looked, photos):
         lines = [line for line in looked.stderr.splitlines() if name in line]
         assert len(lines) == 1 and reason in lines[0], looked.stderr
     assert [line for line in looked.stdout.splitlines() if line in GOOD] == GOOD
-    assert sorted(path.name for path in (photos/'pages').iterdir()) == sorted(f'{Path(name).stem}.html' for name in GOOD)
+    assert sorted(path.name for path in (photos / 'pages').iterdir()) == sorted(
+        f'{Path(name).stem}.html' for name in GOOD
+    )
+
 
 class Page(HTMLParser):
     "The tags of a page with their attributes, and its text"
+
     def __init__(self, path):
         super().__init__()
         self.tags, self.text = [], ''
         self.source = path.read_text('utf-8')
         self.feed(self.source)
-    def handle_starttag(self, tag, attrs): self.tags.append((tag, dict(attrs)))
-    def handle_data(self, data): self.text += data
-    def all(self, tag): return [attrs for name, attrs in self.tags if name == tag]
-    def pictures(self): return [Image.open(BytesIO(b64decode(img['src'].split(',')[1]))).convert('RGB') for img in self.all('img')]
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.tags if name == tag]
+
+    def pictures(self):
+        return [
+            Image.open(BytesIO(b64decode(img['src'].split(',')[1]))).convert('RGB')
+            for img in self.all('img')
+        ]
+
 
 @pytest.mark.parametrize('name', GOOD)
 def test_each_page_is_whole(looked, photos, name):
-    page = Page(photos/'pages'/f'{Path(name).stem}.html')
+    page = Page(photos / 'pages' / f'{Path(name).stem}.html')
     photo, *heats = page.all('img')
     assert photo['src'].startswith('data:image/jpeg;base64,') and len(photo['alt']) > 20
     assert page.pictures()[0].size == (int(photo['width']), int(photo['height']))
-    assert len(heats) == 2*3 and all(img['src'].startswith('data:image/png;base64,') for img in heats)  # large and small, for each of three neurons
-    assert not any(page.all(tag) for tag in ('link', 'iframe', 'object', 'base')) and len(page.all('script')) == 1
+    assert len(heats) == 2 * 3 and all(
+        img['src'].startswith('data:image/png;base64,') for img in heats
+    )  # large and small, for each of three neurons
+    assert (
+        not any(page.all(tag) for tag in ('link', 'iframe', 'object', 'base'))
+        and len(page.all('script')) == 1
+    )
     assert not re.search(r'url\((?!data:)|@import', page.source)
     assert all('src' not in attrs or attrs['src'].startswith('data:') for _, attrs in page.tags)
-    assert page.all('html')[0]['lang'] == 'en' and len(page.all('h1')) == len(page.all('title')) == 1
+    assert (
+        page.all('html')[0]['lang'] == 'en' and len(page.all('h1')) == len(page.all('title')) == 1
+    )
     ids = {attrs['id'] for _, attrs in page.tags if 'id' in attrs}
-    assert all(attrs['aria-labelledby'] in ids for _, attrs in page.tags if 'aria-labelledby' in attrs)
+    assert all(
+        attrs['aria-labelledby'] in ids for _, attrs in page.tags if 'aria-labelledby' in attrs
+    )
     assert 'Gemma Terms of Use' in page.text and 'random units' in page.text
-    assert len(re.findall(r'\bL\d+\.u\d+\([+−]\)', page.text)) == 3*3 + 1    # button, panel and table, and the example in the explanation
+    assert (
+        len(re.findall(r'\bL\d+\.u\d+\([+−]\)', page.text)) == 3 * 3 + 1
+    )  # button, panel and table, and the example in the explanation
+
 
 def test_pictures_are_read_right(looked, photos):
-    def photo(name): return Page(photos/'pages'/f'{name}.html').pictures()[0]
-    assert photo('rotated').width > photo('rotated').height            # upright
-    assert np.asarray(photo('palette'))[:100].min() > 240              # transparent is white
-    assert np.asarray(photo('animated'))[..., 1].mean() > 40           # the first frame, not the red one
-    assert 40 < np.asarray(photo('deep')).mean() < 220                 # sixteen bits scaled, not cut off
+    def photo(name):
+        return Page(photos / 'pages' / f'{name}.html').pictures()[0]
+
+    assert photo('rotated').width > photo('rotated').height  # upright
+    assert np.asarray(photo('palette'))[:100].min() > 240  # transparent is white
+    assert np.asarray(photo('animated'))[..., 1].mean() > 40  # the first frame, not the red one
+    assert 40 < np.asarray(photo('deep')).mean() < 220  # sixteen bits scaled, not cut off
     assert photo('huge').size == (960, 720) and photo('dot').size == (960, 960)
 
+
 def test_json_and_one_page_for_all(tmp_path):
-    for name in ('dog', 'boat'): shutil.copy(GALLERY/f'{name}.jpg', tmp_path)
-    done = run('look', 'dog.jpg', 'gone.jpg', 'boat.jpg', '--json', '--raw', '--out', 'all.html', cwd=tmp_path)
+    for name in ('dog', 'boat'):
+        shutil.copy(GALLERY / f'{name}.jpg', tmp_path)
+    done = run(
+        'look',
+        'dog.jpg',
+        'gone.jpg',
+        'boat.jpg',
+        '--json',
+        '--raw',
+        '--out',
+        'all.html',
+        cwd=tmp_path,
+    )
     dog, gone, boat = map(json.loads, done.stdout.splitlines())
-    assert done.returncode == 1 and gone == dict(image='gone.jpg', error='gone.jpg: there is no such file')
+    assert done.returncode == 1 and gone == dict(
+        image='gone.jpg', error='gone.jpg: there is no such file'
+    )
     for found in (dog, boat):
-        assert {'caption', 'target', 'token', 'p_target', 'notes', 'seed', 'weights'} < found.keys() and found['page'] == 'all.html'
-        assert 0 < found['p_target'] <= 1 and len(found['neurons']) == 10 and len(found['neurons'][0]['tokens']) == 10
+        assert {
+            'caption',
+            'target',
+            'token',
+            'p_target',
+            'notes',
+            'seed',
+            'weights',
+        } < found.keys() and found['page'] == 'all.html'
+        assert (
+            0 < found['p_target'] <= 1
+            and len(found['neurons']) == 10
+            and len(found['neurons'][0]['tokens']) == 10
+        )
         scores = [n['score'] for n in found['neurons']]
-        assert scores == sorted(scores, reverse=True)                  # --raw
-        assert [(arm['arm'], arm['n_ablated']) for arm in found['ablation']] == [('nothing', 0)] + [(arm, n) for arm in ('top', 'random') for n in (1, 5, 10, 20, 50)]
+        assert scores == sorted(scores, reverse=True)  # --raw
+        assert [(arm['arm'], arm['n_ablated']) for arm in found['ablation']] == [('nothing', 0)] + [
+            (arm, n) for arm in ('top', 'random') for n in (1, 5, 10, 20, 50)
+        ]
         assert all(0 <= n['p_without'] <= 1 and n['caption_without'] for n in found['neurons'])
-    page = Page(tmp_path/'all.html')
-    assert len(page.all('article')) == 2 and page.source.count('class="heat"') == 20 and 'Other photographs where it fires' in page.text
+    page = Page(tmp_path / 'all.html')
+    assert (
+        len(page.all('article')) == 2
+        and page.source.count('class="heat"') == 20
+        and 'Other photographs where it fires' in page.text
+    )
+
 
 def test_nothing_heavy_before_it_is_needed(tmp_path):
-    code = ("import sys; from mmneurons.cli import main, make_parser; make_parser().format_help();"
-            "assert main(['look', 'a.jpg', 'b.jpg']) == 1; assert 'torch' not in sys.modules and 'transformers' not in sys.modules")
-    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
+    code = (
+        "import sys; from mmneurons.cli import main, make_parser; make_parser().format_help();"
+        "assert main(['look', 'a.jpg', 'b.jpg']) == 1; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0 and len(done.stderr.splitlines()) == 2, done.stderr
 
-@pytest.mark.parametrize('args, status, said', [
-    (['--version'], 0, 'mmneurons 0.'), (['look', '--help'], 0, 'exit status:'), ([], 2, 'examples:'), (['look'], 2, 'PHOTO'), (['look', '--kk', '3', 'dog.jpg'], 2, 'usage: mmneurons look'),
-    (['look', 'dog.jpg', '--k', '0'], 2, 'whole number'), (['look', 'dog.jpg', '--model', 'gpt-5'], 2, 'pocket'),
-    (['look', 'dog.jpg', '--projection', 'gone.safetensors'], 2, 'gone.safetensors'), (['look', 'dog.jpg', '--device', 'gpu'], 2, 'use cpu, cuda or mps'),
-    (['notebooks', 'dog.jpg'], 1, 'dog.jpg: there is a file of that name; name another folder'), (['sweep', '--data', '.', '--out', 'run'], 1, 'write folder:.'),
-    (['train', '--data', 'corpus:nowhere', '--out', 'run'], 1, 'mmneurons corpus nowhere'),
-    (['train', '--data', 'flickr:nowhere', '--out', 'run'], 1, 'begins with one of'), (['train', '--help'], 0, 'webdataset:PATTERN'),
-    (['train', '--data', 'corpus:nowhere', '--out', 'run', '--keep', '2'], 1, 'keep=2.0; it lies between')], ids=lambda v: ' '.join(v) if isinstance(v, list) else None)
+
+@pytest.mark.parametrize(
+    'args, status, said',
+    [
+        (['--version'], 0, 'mmneurons 0.'),
+        (['look', '--help'], 0, 'exit status:'),
+        ([], 2, 'examples:'),
+        (['look'], 2, 'PHOTO'),
+        (['look', '--kk', '3', 'dog.jpg'], 2, 'usage: mmneurons look'),
+        (['look', 'dog.jpg', '--k', '0'], 2, 'whole number'),
+        (['look', 'dog.jpg', '--model', 'gpt-5'], 2, 'pocket'),
+        (['look', 'dog.jpg', '--projection', 'gone.safetensors'], 2, 'gone.safetensors'),
+        (['look', 'dog.jpg', '--device', 'gpu'], 2, 'use cpu, cuda or mps'),
+        (['notebooks', 'dog.jpg'], 1, 'dog.jpg: there is a file of that name; name another folder'),
+        (['sweep', '--data', '.', '--out', 'run'], 1, 'write folder:.'),
+        (['train', '--data', 'corpus:nowhere', '--out', 'run'], 1, 'mmneurons corpus nowhere'),
+        (['train', '--data', 'flickr:nowhere', '--out', 'run'], 1, 'begins with one of'),
+        (['train', '--help'], 0, 'webdataset:PATTERN'),
+        (
+            ['train', '--data', 'corpus:nowhere', '--out', 'run', '--keep', '2'],
+            1,
+            'keep=2.0; it lies between',
+        ),
+    ],
+    ids=lambda v: ' '.join(v) if isinstance(v, list) else None,
+)
 def test_ways_out(tmp_path, args, status, said):
-    shutil.copy(GALLERY/'dog.jpg', tmp_path)
+    shutil.copy(GALLERY / 'dog.jpg', tmp_path)
     done = run(*args, cwd=tmp_path)
-    assert done.returncode == status and said in done.stdout + done.stderr and 'Traceback' not in done.stderr, done.stderr
+    assert (
+        done.returncode == status
+        and said in done.stdout + done.stderr
+        and 'Traceback' not in done.stderr
+    ), done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ['dog.jpg']
 
+
 def test_a_projection_of_another_model_is_refused_with_both_shapes(tmp_path):
-    shutil.copy(GALLERY/'dog.jpg', tmp_path)
-    save_file(dict(weight=torch.zeros(64, 32), bias=torch.zeros(64)), tmp_path/'other.safetensors')
+    shutil.copy(GALLERY / 'dog.jpg', tmp_path)
+    save_file(
+        dict(weight=torch.zeros(64, 32), bias=torch.zeros(64)), tmp_path / 'other.safetensors'
+    )
     done = run('look', 'dog.jpg', '--projection', 'other.safetensors', cwd=tmp_path)
-    assert done.returncode == 2 and one_line_each(done.stderr) and '(64, 32)' in done.stderr and '(640, 1280)' in done.stderr, done.stderr
+    assert (
+        done.returncode == 2
+        and one_line_each(done.stderr)
+        and '(64, 32)' in done.stderr
+        and '(640, 1280)' in done.stderr
+    ), done.stderr
+
 
 def test_a_page_of_somebody_else_is_left_alone(tmp_path):
-    shutil.copy(GALLERY/'dog.jpg', tmp_path/'index.jpg')
-    (tmp_path/'index.html').write_text('<p>my own')
+    shutil.copy(GALLERY / 'dog.jpg', tmp_path / 'index.jpg')
+    (tmp_path / 'index.html').write_text('<p>my own')
     done = run('look', 'index.jpg', cwd=tmp_path)
-    assert done.returncode == 1 and 'leaves it alone' in done.stderr and (tmp_path/'index.html').read_text() == '<p>my own'
+    assert (
+        done.returncode == 1
+        and 'leaves it alone' in done.stderr
+        and (tmp_path / 'index.html').read_text() == '<p>my own'
+    )
+
 
 def test_interrupted(tmp_path):
-    shutil.copy(GALLERY/'dog.jpg', tmp_path)
-    process = subprocess.Popen([*COMMAND, 'look', 'dog.jpg'], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    shutil.copy(GALLERY / 'dog.jpg', tmp_path)
+    process = subprocess.Popen(
+        [*COMMAND, 'look', 'dog.jpg'], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
     assert 'loading' in process.stderr.readline()
-    time.sleep(.5)
+    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=60)[1] == '' and process.returncode == -signal.SIGINT
 
+
 def test_a_reader_that_leaves(tmp_path):
-    process = subprocess.Popen([*COMMAND, 'look', 'gone.jpg', '--json'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*COMMAND, 'look', 'gone.jpg', '--json'],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     process.stdout.close()
-    assert process.stderr.read().splitlines() == ['mmneurons: gone.jpg: there is no such file'] and process.wait(60) == 141
+    assert (
+        process.stderr.read().splitlines() == ['mmneurons: gone.jpg: there is no such file']
+        and process.wait(60) == 141
+    )
+
 
 def test_training_from_the_command_line(tmp_path):
-    (tmp_path/'corpus').mkdir()
+    (tmp_path / 'corpus').mkdir()
     rows = ['image_id,file,mask,caption,noun,split']
     for i, name in enumerate(['dog', 'cat', 'boat', 'bus']):
-        shutil.copy(GALLERY/f'{name}.jpg', tmp_path/'corpus')
+        shutil.copy(GALLERY / f'{name}.jpg', tmp_path / 'corpus')
         rows.append(f'{name},{name}.jpg,,a {name}.,{name},{"val" if i == 3 else "train"}')
-    rows.append('cow,cow.jpg,,a cow.,cow,train')                        # a picture that is not there
-    (tmp_path/'corpus'/'manifest.csv').write_text('\n'.join(rows))
+    rows.append('cow,cow.jpg,,a cow.,cow,train')  # a picture that is not there
+    (tmp_path / 'corpus' / 'manifest.csv').write_text('\n'.join(rows))
     args = 'train --data corpus:corpus --out run --steps 2 --batch-size 2 --warmup 1 --val-every 1 --checkpoint-every 1'.split()
     done = run(*args, cwd=tmp_path)
-    assert done.returncode == 0 and 'after 2 steps' in done.stdout and 'Traceback' not in done.stderr, done.stderr
-    assert '1 pictures left out, see run/left-out.csv; the first: cow: corpus/cow.jpg: there is no such file' in done.stderr
-    assert load_file(tmp_path/'run'/'projection.safetensors')['weight'].shape == (640, 1280)
-    assert {path.name for path in (tmp_path/'run').iterdir()} == {'projection.safetensors', 'checkpoint.pt', 'log.csv', 'samples.csv',
-                                                                  'curve.png', 'left-out.csv'}
+    assert (
+        done.returncode == 0 and 'after 2 steps' in done.stdout and 'Traceback' not in done.stderr
+    ), done.stderr
+    assert (
+        '1 pictures left out, see run/left-out.csv; the first: cow: corpus/cow.jpg: there is no such file'
+        in done.stderr
+    )
+    assert load_file(tmp_path / 'run' / 'projection.safetensors')['weight'].shape == (640, 1280)
+    assert {path.name for path in (tmp_path / 'run').iterdir()} == {
+        'projection.safetensors',
+        'checkpoint.pt',
+        'log.csv',
+        'samples.csv',
+        'curve.png',
+        'left-out.csv',
+    }

@@ -1,4 +1,5 @@
 "Inputs that somebody made in order to do harm, or that a broken script made by accident."
+
 import io, json, os, pickle, tarfile, zipfile
 from pathlib import Path
 import numpy as np, pytest, torch
@@ -9,139 +10,241 @@ from mmneurons.pairs import read_projection
 
 BOX = [0, 0, 9, 0, 9, 9, 0, 9]
 
-def coco_of(folder, annotations=(), images=None, categories=(dict(id=1, name='flag'),), captions=None):
+
+def coco_of(
+    folder, annotations=(), images=None, categories=(dict(id=1, name='flag'),), captions=None
+):
     "A data set of one picture of 20 × 10 pixels, in COCO's format"
-    (folder/'val2017').mkdir(parents=True, exist_ok=True), (folder/'annotations').mkdir(exist_ok=True)
-    Image.new('RGB', (20, 10), 'red').save(folder/'val2017'/'a.png')
+    (
+        (folder / 'val2017').mkdir(parents=True, exist_ok=True),
+        (folder / 'annotations').mkdir(exist_ok=True),
+    )
+    Image.new('RGB', (20, 10), 'red').save(folder / 'val2017' / 'a.png')
     images = images or [dict(id=1, file_name='a.png', width=20, height=10)]
     said = captions or [dict(id=1, image_id=1, caption='A red flag.')]
     marked = [dict(id=9, image_id=1, category_id=1, iscrowd=0) | a for a in annotations]
-    for kind, rest in dict(captions=dict(annotations=said), instances=dict(annotations=marked, categories=list(categories))).items():
-        (folder/'annotations'/f'{kind}_val2017.json').write_text(json.dumps(dict(images=images, **rest)))
+    for kind, rest in dict(
+        captions=dict(annotations=said),
+        instances=dict(annotations=marked, categories=list(categories)),
+    ).items():
+        (folder / 'annotations' / f'{kind}_val2017.json').write_text(
+            json.dumps(dict(images=images, **rest))
+        )
     return coco(folder)
 
-@pytest.mark.parametrize('annotation, said', [
-    (dict(category_id=5, segmentation=[BOX]), 'annotation 9: there is no category 5'),
-    (dict(segmentation=dict(size=[30, 40], counts=[1200])), r'annotation 9: its mask is of \[30, 40\]'),
-    (dict(segmentation=dict(size=[10, 20], counts=[10**9, 5])), 'annotation 9: its run lengths add up to 1000000005'),
-    (dict(segmentation=dict(size=[10, 20], counts=[300, -100])), 'annotation 9: its run lengths'),
-    (dict(segmentation=dict(size=[10, 20], counts='zzzzzzzz')), 'annotation 9'),
-    (dict(segmentation=[[1, 2, 3, 4]]), 'three corners'), (dict(segmentation=[[0, 0, 9, 0, 9]]), 'three corners'),
-    (dict(segmentation=[[0, 0, 9, float('nan'), 9, 9]]), 'three corners'), (dict(segmentation=[['a']*6]), 'annotation 9'), ({}, 'annotation 9')])
+
+@pytest.mark.parametrize(
+    'annotation, said',
+    [
+        (dict(category_id=5, segmentation=[BOX]), 'annotation 9: there is no category 5'),
+        (
+            dict(segmentation=dict(size=[30, 40], counts=[1200])),
+            r'annotation 9: its mask is of \[30, 40\]',
+        ),
+        (
+            dict(segmentation=dict(size=[10, 20], counts=[10**9, 5])),
+            'annotation 9: its run lengths add up to 1000000005',
+        ),
+        (
+            dict(segmentation=dict(size=[10, 20], counts=[300, -100])),
+            'annotation 9: its run lengths',
+        ),
+        (dict(segmentation=dict(size=[10, 20], counts='zzzzzzzz')), 'annotation 9'),
+        (dict(segmentation=[[1, 2, 3, 4]]), 'three corners'),
+        (dict(segmentation=[[0, 0, 9, 0, 9]]), 'three corners'),
+        (dict(segmentation=[[0, 0, 9, float('nan'), 9, 9]]), 'three corners'),
+        (dict(segmentation=[['a'] * 6]), 'annotation 9'),
+        ({}, 'annotation 9'),
+    ],
+)
 def test_a_mask_that_does_not_fit_is_an_error_that_names_it(tmp_path, annotation, said):
-    with pytest.raises(ValueError, match=said) as e: coco_of(tmp_path, [annotation])[0]
+    with pytest.raises(ValueError, match=said) as e:
+        coco_of(tmp_path, [annotation])[0]
     assert '\n' not in str(e.value)
 
+
 def test_a_polygon_may_lie_outside_the_picture(tmp_path):
-    far = 10**12                                                         # its outline, drawn in full, would take terabytes
+    far = 10**12  # its outline, drawn in full, would take terabytes
     outside, over = [100, 100, 120, 100, 120, 120], [-far, -far, far, -far, far, far, -far, far]
-    assert not coco_of(tmp_path/'a', [dict(segmentation=[outside])])[0].masks['flag'].any()
-    assert coco_of(tmp_path/'b', [dict(segmentation=[over])])[0].masks['flag'].all()
-    half = coco_of(tmp_path/'c', [dict(segmentation=[[-50, -50, 10, -50, 10, 50, -50, 50]])])[0].masks['flag']
+    assert not coco_of(tmp_path / 'a', [dict(segmentation=[outside])])[0].masks['flag'].any()
+    assert coco_of(tmp_path / 'b', [dict(segmentation=[over])])[0].masks['flag'].all()
+    half = coco_of(tmp_path / 'c', [dict(segmentation=[[-50, -50, 10, -50, 10, 50, -50, 50]])])[
+        0
+    ].masks['flag']
     assert half[:, :10].all() and not half[:, 11:].any()
+
 
 def test_packed_run_lengths_are_read_as_the_usual_library_reads_them(tmp_path):
     from pycocotools import mask as rle
+
     for seed in range(20):
-        truth = np.random.default_rng(seed).random((10, 20)) < .4
+        truth = np.random.default_rng(seed).random((10, 20)) < 0.4
         packed = rle.encode(np.asfortranarray(truth.astype(np.uint8)))
-        ex = coco_of(tmp_path, [dict(segmentation=dict(size=[10, 20], counts=packed['counts'].decode()))])[0]
+        ex = coco_of(
+            tmp_path, [dict(segmentation=dict(size=[10, 20], counts=packed['counts'].decode()))]
+        )[0]
         assert (ex.masks['flag'] == truth).all()
+
 
 def test_a_coco_file_with_a_picture_twice_or_nowhere(tmp_path):
     one = dict(id=1, file_name='a.png', width=20, height=10)
-    with pytest.raises(ValueError, match='two pictures have the id 1'): coco_of(tmp_path, images=[one, dict(one)])
+    with pytest.raises(ValueError, match='two pictures have the id 1'):
+        coco_of(tmp_path, images=[one, dict(one)])
     data = coco_of(tmp_path, images=[one, dict(one, id=2, file_name='gone.png')])
-    with pytest.raises(ValueError, match='gone.png: there is no such file'): data[1]
+    with pytest.raises(ValueError, match='gone.png: there is no such file'):
+        data[1]
     for broken in ([], {}, dict(images=[{}], annotations=[]), dict(images=[], annotations=[{}])):
-        (tmp_path/'annotations'/'captions_val2017.json').write_text(json.dumps(broken))
-        with pytest.raises(ValueError, match='not a file of COCO captions'): coco(tmp_path)
+        (tmp_path / 'annotations' / 'captions_val2017.json').write_text(json.dumps(broken))
+        with pytest.raises(ValueError, match='not a file of COCO captions'):
+            coco(tmp_path)
+
 
 @pytest.mark.parametrize('name', ['../secret.png', '/etc/hostname', 'x/../../secret.png'])
 def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path, name):
-    Image.new('RGB', (9, 9)).save(tmp_path/'secret.png')
+    Image.new('RGB', (9, 9)).save(tmp_path / 'secret.png')
     data = coco_of(tmp_path, images=[dict(id=1, file_name=name, width=20, height=10)])
-    with pytest.raises(ValueError, match='leads out of the folder'): data[0]
+    with pytest.raises(ValueError, match='leads out of the folder'):
+        data[0]
+
 
 def test_fifty_megabytes_of_captions(tmp_path):
-    long, many = 'a horse ' + 'very '*10**6, [dict(id=i, image_id=1, caption='A red flag. '*8) for i in range(450_000)]
+    long, many = (
+        'a horse ' + 'very ' * 10**6,
+        [dict(id=i, image_id=1, caption='A red flag. ' * 8) for i in range(450_000)],
+    )
     assert nouns(long) == ['horse']
     ex = coco_of(tmp_path, captions=[dict(id=0, image_id=1, caption=long), *many])[0]
-    assert (tmp_path/'annotations'/'captions_val2017.json').stat().st_size > 50e6 and len(ex.captions) == 450_001
+    assert (tmp_path / 'annotations' / 'captions_val2017.json').stat().st_size > 50e6 and len(
+        ex.captions
+    ) == 450_001
+
 
 def test_a_tar_whose_members_climb_out_is_read_in_place(tmp_path):
     "No member is ever unpacked: a name is a name"
     picture = io.BytesIO()
     Image.new('RGB', (9, 9), 'red').save(picture, 'png')
-    with tarfile.open(tmp_path/'s.tar', 'w') as tar:
+    with tarfile.open(tmp_path / 's.tar', 'w') as tar:
         for name in ('../../out.png', '/abs.png'):
-            m = tarfile.TarInfo(name); m.size = len(picture.getvalue())
+            m = tarfile.TarInfo(name)
+            m.size = len(picture.getvalue())
             tar.addfile(m, io.BytesIO(picture.getvalue()))
-        link = tarfile.TarInfo('link.png'); link.type, link.linkname = tarfile.SYMTYPE, '/etc/passwd'
+        link = tarfile.TarInfo('link.png')
+        link.type, link.linkname = tarfile.SYMTYPE, '/etc/passwd'
         tar.addfile(link)
-    data = webdataset(tmp_path/'s.tar')
-    assert len(data) == 2 and {ex.image.size for ex in data} == {(9, 9)}      # the link is no picture
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['s.tar'] and not (tmp_path.parent.parent/'out.png').exists()
+    data = webdataset(tmp_path / 's.tar')
+    assert len(data) == 2 and {ex.image.size for ex in data} == {(9, 9)}  # the link is no picture
+    assert (
+        sorted(p.name for p in tmp_path.iterdir()) == ['s.tar']
+        and not (tmp_path.parent.parent / 'out.png').exists()
+    )
+
 
 def test_a_wheel_whose_members_climb_out_stays_in_its_folder(tmp_path):
     "What is taken from a wheel is taken by name, and zipfile keeps it inside"
-    with zipfile.ZipFile(tmp_path/'w.whl', 'w') as z: z.writestr('../../climb.bin', b'x')
-    with zipfile.ZipFile(tmp_path/'w.whl') as z: got = Path(z.extract('../../climb.bin', tmp_path/'in'))
-    assert got.resolve().is_relative_to((tmp_path/'in').resolve()) and not (tmp_path.parent/'climb.bin').exists()
+    with zipfile.ZipFile(tmp_path / 'w.whl', 'w') as z:
+        z.writestr('../../climb.bin', b'x')
+    with zipfile.ZipFile(tmp_path / 'w.whl') as z:
+        got = Path(z.extract('../../climb.bin', tmp_path / 'in'))
+    assert (
+        got.resolve().is_relative_to((tmp_path / 'in').resolve())
+        and not (tmp_path.parent / 'climb.bin').exists()
+    )
+
 
 class Bomb:
     "Runs a command when it is unpickled"
-    def __init__(self, file): self.file = file
-    def __reduce__(self): return os.system, (f'touch {self.file}',)
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return os.system, (f'touch {self.file}',)
+
 
 @pytest.mark.parametrize('name', ['proj.ckpt', 'proj.pt', 'proj.safetensors'])
 def test_a_checkpoint_that_wants_to_run_code_does_not(tmp_path, name):
-    torch.save(dict(weight=Bomb(tmp_path/'ran')), tmp_path/name)
-    with pytest.raises(ValueError, match=name) as e: read_projection(tmp_path/name)
-    (tmp_path/name).write_bytes(pickle.dumps(Bomb(tmp_path/'ran')))
-    with pytest.raises(ValueError, match=name): read_projection(tmp_path/name)
-    assert not (tmp_path/'ran').exists() and '\n' not in str(e.value)
+    torch.save(dict(weight=Bomb(tmp_path / 'ran')), tmp_path / name)
+    with pytest.raises(ValueError, match=name) as e:
+        read_projection(tmp_path / name)
+    (tmp_path / name).write_bytes(pickle.dumps(Bomb(tmp_path / 'ran')))
+    with pytest.raises(ValueError, match=name):
+        read_projection(tmp_path / name)
+    assert not (tmp_path / 'ran').exists() and '\n' not in str(e.value)
+
 
 NASTY = '\x1b[2J\x1b]0;owned\x07 \u202egnp.exe <script>alert(1)</script>\r\nmmneurons: all is well'
+
 
 def test_the_terminal_stays_clean(capsys):
     say(f'{NASTY}: there is no such file')
     said = capsys.readouterr().err
-    assert said.count('\n') == 1 and said.startswith('mmneurons: ') and said.rstrip('\n').isprintable()
+    assert (
+        said.count('\n') == 1 and said.startswith('mmneurons: ') and said.rstrip('\n').isprintable()
+    )
+
 
 def test_the_pages_stay_clean(tmp_path):
     from mmneurons.data import Example
     from mmneurons.paper import Exhibit
     import pandas as pd
-    page = Exhibit(NASTY, NASTY, pd.DataFrame({NASTY: [NASTY]}))._repr_html_() + Example(NASTY, Image.new('RGB', (9, 9)), (NASTY,))._repr_html_()
+
+    page = (
+        Exhibit(NASTY, NASTY, pd.DataFrame({NASTY: [NASTY]}))._repr_html_()
+        + Example(NASTY, Image.new('RGB', (9, 9)), (NASTY,))._repr_html_()
+    )
     assert '<script>' not in page and '&lt;script&gt;' in page
+
 
 def test_the_report_stays_clean(tmp_path):
     "A tiny model looks at two pictures of a nasty name, and says something nasty"
     from dataclasses import replace
     from mmneurons.model import tiny_model
     from mmneurons.report import as_text, elsewhere, html_page, look
-    mm, nasty = tiny_model(seed=5), NASTY + '\' onclick="alert(1)" </style><!-- --> \u2028 {{ 7*7 }}'
-    seen = [look(mm, Image.new('RGB', (32, 32), colour), image_id=nasty, k=3, n_ablated=3) for colour in ('red', 'blue')]
+
+    mm, nasty = (
+        tiny_model(seed=5),
+        NASTY + '\' onclick="alert(1)" </style><!-- --> \u2028 {{ 7*7 }}',
+    )
+    seen = [
+        look(mm, Image.new('RGB', (32, 32), colour), image_id=nasty, k=3, n_ablated=3)
+        for colour in ('red', 'blue')
+    ]
     for s in seen:
         s.attribution = replace(s.attribution, caption=nasty, notes=[nasty])
-        s.ablation, s.neurons = s.ablation.assign(caption=nasty), s.neurons.assign(caption_without=nasty)
+        s.ablation, s.neurons = (
+            s.ablation.assign(caption=nasty),
+            s.neurons.assign(caption_without=nasty),
+        )
     page, text = html_page(seen, elsewhere(mm, seen, share=0)), as_text(seen[0])
-    assert page.count('<script') == page.count('</script') == 1 and '<!-- -->' not in page and page.count('</style') == 2
+    assert (
+        page.count('<script') == page.count('</script') == 1
+        and '<!-- -->' not in page
+        and page.count('</style') == 2
+    )
     assert ' onclick="' not in page and '{{ 7*7 }}' in page
     assert all(c.isprintable() or c == '\n' for c in text) and '\u202e' not in text
+
 
 def test_the_atlas_stays_clean(tmp_path):
     "A run whose captions, nouns and tokens are nasty"
     import pandas as pd, shutil
     from mmneurons.atlas import atlas
-    from mmneurons.sweep import as_parquet
-    run, nasty = tmp_path/'run', NASTY + '" onerror="alert(1)" </style></script><!-- -->'
-    shutil.copytree(Path(__file__).parents[1]/'nbs'/'data'/'run-held-out', run)
+    from mmneurons.sweeps import as_parquet
+
+    run, nasty = tmp_path / 'run', NASTY + '" onerror="alert(1)" </style></script><!-- -->'
+    shutil.copytree(Path(__file__).parents[1] / 'nbs' / 'data' / 'run-held-out', run)
     for table, columns in dict(images=['caption', 'noun'], decoding=['token']).items():
-        for file in (run/table).glob('*.parquet'): file.write_bytes(as_parquet(pd.read_parquet(file).assign(**{c: nasty for c in columns}), table))
-    index = atlas(run, tmp_path/'atlas', n=50)
+        for file in (run / table).glob('*.parquet'):
+            file.write_bytes(
+                as_parquet(pd.read_parquet(file).assign(**{c: nasty for c in columns}), table)
+            )
+    index = atlas(run, tmp_path / 'atlas', n=50)
     for page in index.parent.glob('*.html'):
         text = page.read_text('utf-8')
-        assert text.count('<script') == (page == index) and ' onerror="' not in text and '<!-- -->' not in text and text.count('</style') == 1
-    assert all(f.stem.isdecimal() for f in (index.parent/'pictures').iterdir())
+        assert (
+            text.count('<script') == (page == index)
+            and ' onerror="' not in text
+            and '<!-- -->' not in text
+            and text.count('</style') == 1
+        )
+    assert all(f.stem.isdecimal() for f in (index.parent / 'pictures').iterdir())

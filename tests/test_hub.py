@@ -1,4 +1,5 @@
 "A pair on its way to the hub and back. The hub is a small server on this machine, spoken to by huggingface_hub itself."
+
 import base64, hashlib, json, os, subprocess, sys, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,40 +20,84 @@ assert again.config.lm == folder and again.grid == mm.grid
 print('round trip')
 """
 
+
 class Hub(BaseHTTPRequestHandler):
     "As much of the hub's interface as one repository of small files needs"
+
     files, asked = {}, []
     protocol_version = 'HTTP/1.1'
-    def log_message(self, *args): pass
+
+    def log_message(self, *args):
+        pass
 
     def answer(self, body, status=200, **headers):
         body = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
-        for name, value in {'Content-Length': len(body), 'X-Repo-Commit': 'c'*40, **headers}.items():
+        for name, value in {
+            'Content-Length': len(body),
+            'X-Repo-Commit': 'c' * 40,
+            **headers,
+        }.items():
             self.send_header(name.replace('_', '-'), str(value))
         self.end_headers()
-        if self.command != 'HEAD': self.wfile.write(body)
+        if self.command != 'HEAD':
+            self.wfile.write(body)
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers.get('Content-Length') or 0))
         self.asked.append(self.path)
-        if self.path.endswith('/create'): return self.answer(dict(url='https://huggingface.co/me/pair', name='me/pair', asked=json.loads(body)))
+        if self.path.endswith('/create'):
+            return self.answer(
+                dict(url='https://huggingface.co/me/pair', name='me/pair', asked=json.loads(body))
+            )
         if '/preupload/' in self.path:
-            return self.answer(dict(files=[f | dict(uploadMode='regular', shouldIgnore=False) for f in json.loads(body)['files']]))
-        if '/commit/' not in self.path: return self.answer(dict(errors=[], warnings=[]))       # the card is checked
+            return self.answer(
+                dict(
+                    files=[
+                        f | dict(uploadMode='regular', shouldIgnore=False)
+                        for f in json.loads(body)['files']
+                    ]
+                )
+            )
+        if '/commit/' not in self.path:
+            return self.answer(dict(errors=[], warnings=[]))  # the card is checked
         for line in map(json.loads, body.splitlines()):
-            if line['key'] == 'file': self.files[line['value']['path']] = base64.b64decode(line['value']['content'])
-        self.answer(dict(commitUrl='https://huggingface.co/me/pair/commit/c', commitOid='c'*40, success=True))
+            if line['key'] == 'file':
+                self.files[line['value']['path']] = base64.b64decode(line['value']['content'])
+        self.answer(
+            dict(
+                commitUrl='https://huggingface.co/me/pair/commit/c',
+                commitOid='c' * 40,
+                success=True,
+            )
+        )
 
     def do_GET(self):
         self.asked.append(self.path)
-        if '/tree/' in self.path: return self.answer([dict(type='file', path=n, size=len(c), oid=hashlib.sha1(c).hexdigest()) for n, c in self.files.items()])
+        if '/tree/' in self.path:
+            return self.answer(
+                [
+                    dict(type='file', path=n, size=len(c), oid=hashlib.sha1(c).hexdigest())
+                    for n, c in self.files.items()
+                ]
+            )
         if self.path.startswith('/api/'):
-            return self.answer(dict(id='me/pair', sha='c'*40, siblings=[dict(rfilename=name) for name in self.files], private=True, tags=[]))
+            return self.answer(
+                dict(
+                    id='me/pair',
+                    sha='c' * 40,
+                    siblings=[dict(rfilename=name) for name in self.files],
+                    private=True,
+                    tags=[],
+                )
+            )
         content = self.files.get(self.path.split('?')[0].rpartition('/')[2])
-        if content is None: return self.answer(b'', 404, X_Error_Code='EntryNotFound')
+        if content is None:
+            return self.answer(b'', 404, X_Error_Code='EntryNotFound')
         self.answer(content, ETag=f'"{hashlib.sha1(content).hexdigest()}"')
+
     do_HEAD = do_GET
+
 
 @pytest.fixture
 def hub():
@@ -61,11 +106,28 @@ def hub():
     yield f'http://127.0.0.1:{server.server_port}'
     server.shutdown()
 
+
 def test_a_pair_is_pushed_and_comes_back_at_its_revision(hub, tmp_path):
-    env = {k: v for k, v in os.environ.items() if k not in ('HF_HUB_OFFLINE', 'TRANSFORMERS_OFFLINE')}
-    env |= dict(HF_ENDPOINT=hub, HF_HOME=str(tmp_path/'home'), HF_TOKEN='hf_test', PYTHONPATH=str(ROOT), HF_HUB_DISABLE_XET='1')
-    done = subprocess.run([sys.executable, '-c', CLIENT, str(tmp_path/'lm')], env=env, capture_output=True, text=True)
+    env = {
+        k: v for k, v in os.environ.items() if k not in ('HF_HUB_OFFLINE', 'TRANSFORMERS_OFFLINE')
+    }
+    env |= dict(
+        HF_ENDPOINT=hub,
+        HF_HOME=str(tmp_path / 'home'),
+        HF_TOKEN='hf_test',
+        PYTHONPATH=str(ROOT),
+        HF_HUB_DISABLE_XET='1',
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', CLIENT, str(tmp_path / 'lm')],
+        env=env,
+        capture_output=True,
+        text=True,
+    )
     assert done.stdout == 'round trip\n', done.stderr
     assert set(Hub.files) == {'config.json', 'projection.safetensors', 'README.md'}
     assert any('/revision/v1' in path for path in Hub.asked)
-    assert 'library_name: mmneurons' in Hub.files['README.md'].decode() and '"steps": 3' in Hub.files['README.md'].decode()
+    assert (
+        'library_name: mmneurons' in Hub.files['README.md'].decode()
+        and '"steps": 3' in Hub.files['README.md'].decode()
+    )

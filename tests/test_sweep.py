@@ -1,174 +1,310 @@
 "Sweeps as they really go: killed at random, on a full disk, with pictures that vanish, on two processes."
+
 import json, os, random, resource, subprocess, sys, time, multiprocessing
 from pathlib import Path
 import numpy as np, pandas as pd, psutil, pytest, torch
 from conftest import PRELOAD, ROOT
 from mmneurons.data import Example, Reader, coco, gallery, open_image, write_coco
 from mmneurons.model import tiny_model
-from mmneurons.sweep import SCHEMAS, TASKS, SweepConfig, read_table, sweep
+from mmneurons.sweeps import SCHEMAS, TASKS, SweepConfig, read_table, sweep
 from test_train import fresh, pictures
 
 CFG = SweepConfig(tasks=TASKS, k=8, counts=(0, 4), block=2, habits=4, pool=16, watch=3)
 
+
 def masked(folder, n=24):
     "Pictures with captions, each with a thing in its left half"
     data, left = pictures(folder, n), np.arange(32)[None] < np.full(32, 16)[:, None]
-    return Reader(data.rows, lambda row: Example(row['image_id'], open_image(row['file']), row['captions'], (row['captions'][0].split()[1],), {'thing': left}))
+    return Reader(
+        data.rows,
+        lambda row: Example(
+            row['image_id'],
+            open_image(row['file']),
+            row['captions'],
+            (row['captions'][0].split()[1],),
+            {'thing': left},
+        ),
+    )
+
 
 def go(home, folder, n=24, cfg=CFG, data=None, model=None):
     "A run in this process, quietly"
     torch.set_num_threads(1)
     sys.stderr = open(os.devnull, 'w')
-    return sweep(model or tiny_model(seed=5), data or masked(home/'pictures', n), folder, cfg)
+    return sweep(model or tiny_model(seed=5), data or masked(home / 'pictures', n), folder, cfg)
+
 
 def contents(folder):
     "Every table of a run, byte by byte, and what else it says of itself"
-    files = [p for p in sorted(Path(folder).rglob('*')) if p.is_file() and not p.name.startswith('log-')]
+    files = [
+        p for p in sorted(Path(folder).rglob('*')) if p.is_file() and not p.name.startswith('log-')
+    ]
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
+
 
 def test_a_run_killed_at_random_moments_ends_as_an_unbroken_one(tmp_path):
     "Killed again and again, each time a moment after it has written something, until it is done"
-    assert fresh(go, tmp_path, tmp_path/'unbroken') == 0
-    want, folder, kills, rng = contents(tmp_path/'unbroken'), tmp_path/'killed', 0, random.Random(0)
+    assert fresh(go, tmp_path, tmp_path / 'unbroken') == 0
+    want, folder, kills, rng = (
+        contents(tmp_path / 'unbroken'),
+        tmp_path / 'killed',
+        0,
+        random.Random(0),
+    )
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(PRELOAD)
-    def written(): return sum(1 for _ in folder.glob('*/*'))
+
+    def written():
+        return sum(1 for _ in folder.glob('*/*'))
+
     while True:
         before, process = written(), context.Process(target=go, args=(tmp_path, folder))
         process.start()
-        while process.is_alive() and written() == before: time.sleep(.002)
-        time.sleep(rng.uniform(0, .15))
+        while process.is_alive() and written() == before:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.15))
         process.kill(), process.join()
-        if process.exitcode == 0: break
+        if process.exitcode == 0:
+            break
         kills += 1
-        for name, content in contents(folder).items():                    # whatever is there is final
+        for name, content in contents(folder).items():  # whatever is there is final
             assert Path(name).name.startswith('.') or content == want[name], name
     assert kills >= 20 and contents(folder) == want
 
+
 def launch(*args, n=2):
     "Processes with one thread each that run this file, started by torchrun"
-    env = os.environ | dict(OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
-    return subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', str(n), __file__, *map(str, args)], env=env, capture_output=True, text=True)
+    env = os.environ | dict(
+        OMP_NUM_THREADS='1',
+        PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]),
+    )
+    return subprocess.run(
+        [
+            sys.executable,
+            '-m',
+            'torch.distributed.run',
+            '--nproc_per_node',
+            str(n),
+            __file__,
+            *map(str, args),
+        ],
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+
 
 def test_two_processes_do_what_one_does(tmp_path):
-    assert fresh(go, tmp_path, tmp_path/'one', 13) == 0
-    done = launch(tmp_path, tmp_path/'two', 13)
+    assert fresh(go, tmp_path, tmp_path / 'one', 13) == 0
+    done = launch(tmp_path, tmp_path / 'two', 13)
     assert done.returncode == 0, done.stderr
-    assert contents(tmp_path/'two') == contents(tmp_path/'one')
-    logs = [pd.read_csv(tmp_path/'two'/f'log-{p}.csv') for p in range(2)]
-    for log in logs: assert {*log.task} >= {'attribute', 'masks', 'ablate', 'scores'}          # both of them worked
+    assert contents(tmp_path / 'two') == contents(tmp_path / 'one')
+    logs = [pd.read_csv(tmp_path / 'two' / f'log-{p}.csv') for p in range(2)]
+    for log in logs:
+        assert {*log.task} >= {'attribute', 'masks', 'ablate', 'scores'}  # both of them worked
     assert not set(zip(logs[0].task, logs[0].block)) & set(zip(logs[1].task, logs[1].block))
 
+
 def test_what_goes_wrong_with_a_picture_is_listed_and_the_rest_goes_on(tmp_path):
-    data = masked(tmp_path/'pictures', 8)
-    data.rows[1]['file'] = tmp_path/'vanished.png'
+    data = masked(tmp_path / 'pictures', 8)
+    data.rows[1]['file'] = tmp_path / 'vanished.png'
     torn = data.rows[2]['file'].read_bytes()
     data.rows[2]['file'].write_bytes(torn[:500])
-    data.rows[3]['captions'] = ('the red ' + 'x'*10**7, 'the red on a')                    # no reason to fail
-    failures = sweep(tiny_model(seed=5), data, tmp_path/'run', CFG)
-    assert failures.image_id.tolist() == ['p1', 'p2'] and failures.lost.all() and {*failures.task} == {'attribute'}
-    assert 'vanished.png: there is no such file' in failures.reason[0] and 'cannot be read' in failures.reason[1]
+    data.rows[3]['captions'] = ('the red ' + 'x' * 10**7, 'the red on a')  # no reason to fail
+    failures = sweep(tiny_model(seed=5), data, tmp_path / 'run', CFG)
+    assert (
+        failures.image_id.tolist() == ['p1', 'p2']
+        and failures.lost.all()
+        and {*failures.task} == {'attribute'}
+    )
+    assert (
+        'vanished.png: there is no such file' in failures.reason[0]
+        and 'cannot be read' in failures.reason[1]
+    )
     for name in ('images', 'neurons', 'curve', 'scores', 'overlaps'):
-        assert read_table(tmp_path/'run', name).image_id.drop_duplicates().tolist() == [f'p{i}' for i in (0, 3, 4, 5, 6, 7)]
+        assert read_table(tmp_path / 'run', name).image_id.drop_duplicates().tolist() == [
+            f'p{i}' for i in (0, 3, 4, 5, 6, 7)
+        ]
+
 
 def test_a_picture_that_vanishes_between_two_tasks_is_lost_for_the_second_only(tmp_path):
-    data, kept = masked(tmp_path/'pictures', 6), tmp_path/'run'
+    data, kept = masked(tmp_path / 'pictures', 6), tmp_path / 'run'
     load, seen = data.load, set()
-    def once(row):                                                            # it is deleted once it has been attributed
-        if row['image_id'] == 'p4' and 'p4' in seen: Path(row['file']).unlink(missing_ok=True)
+
+    def once(row):  # it is deleted once it has been attributed
+        if row['image_id'] == 'p4' and 'p4' in seen:
+            Path(row['file']).unlink(missing_ok=True)
         seen.add(row['image_id'])
         return load(row)
+
     data.load = once
     failures = sweep(tiny_model(seed=5), data, kept, CFG)
     assert {*failures.image_id} == {'p4'} and {*failures.task} == {'masks', 'ablate', 'scores'}
-    assert 'p4' in set(read_table(kept, 'neurons').image_id) and 'p4' not in set(read_table(kept, 'curve').image_id)
+    assert 'p4' in set(read_table(kept, 'neurons').image_id) and 'p4' not in set(
+        read_table(kept, 'curve').image_id
+    )
+
 
 def test_a_caption_without_a_noun_is_listed(tmp_path):
     "The model itself says so: this one's captions are empty, or of adjectives"
-    failures = sweep(tiny_model(seed=2), gallery()[:6], tmp_path/'run', CFG)
-    assert len(failures) and failures.reason.str.match("its caption has no noun: |the caption '' has no word").all() and failures.lost.all()
-    rest = read_table(tmp_path/'run', 'images')
-    assert len(rest) and not {*rest.image_id} & {*failures.image_id} and len(rest) + len(failures) == 6
+    failures = sweep(tiny_model(seed=2), gallery()[:6], tmp_path / 'run', CFG)
+    assert (
+        len(failures)
+        and failures.reason.str.match("its caption has no noun: |the caption '' has no word").all()
+        and failures.lost.all()
+    )
+    rest = read_table(tmp_path / 'run', 'images')
+    assert (
+        len(rest) and not {*rest.image_id} & {*failures.image_id} and len(rest) + len(failures) == 6
+    )
+
 
 def test_a_batch_too_large_for_the_memory_is_halved(tmp_path):
     "The encoder asks for two fifths of this machine's memory for each picture, which the allocator grants to two of them and refuses to four"
     mm, tried = tiny_model(seed=5), []
-    def workspace(module, args): tried.append(len(args[0])); torch.empty(len(args[0])*psutil.virtual_memory().total//5*2, dtype=torch.uint8)
-    cfg, data = SweepConfig(tasks=('attribute',), k=8, block=8), masked(tmp_path/'pictures', 16)
+
+    def workspace(module, args):
+        tried.append(len(args[0]))
+        torch.empty(len(args[0]) * psutil.virtual_memory().total // 5 * 2, dtype=torch.uint8)
+
+    cfg, data = SweepConfig(tasks=('attribute',), k=8, block=8), masked(tmp_path / 'pictures', 16)
     handle = mm.encoder.register_forward_pre_hook(workspace)
-    failures = sweep(mm, data, tmp_path/'little', cfg)
+    failures = sweep(mm, data, tmp_path / 'little', cfg)
     handle.remove()
-    assert tried == [8, 4, 2, 2, 4, 2, 2] + [2]*4 and not failures.lost.any()       # what the first block taught holds for the second
-    assert failures.reason.value_counts().to_dict() == {'8 at a time were too many for the memory': 8, '4 at a time were too many for the memory': 8}
-    sweep(mm, data, tmp_path/'much', cfg)
-    one, two = (read_table(tmp_path/name, 'neurons') for name in ('much', 'little'))
-    assert two.image_id.tolist() == one.image_id.tolist() and len(two) == 16*8
+    assert (
+        tried == [8, 4, 2, 2, 4, 2, 2] + [2] * 4 and not failures.lost.any()
+    )  # what the first block taught holds for the second
+    assert failures.reason.value_counts().to_dict() == {
+        '8 at a time were too many for the memory': 8,
+        '4 at a time were too many for the memory': 8,
+    }
+    sweep(mm, data, tmp_path / 'much', cfg)
+    one, two = (read_table(tmp_path / name, 'neurons') for name in ('much', 'little'))
+    assert two.image_id.tolist() == one.image_id.tolist() and len(two) == 16 * 8
     np.testing.assert_allclose(np.sort(two.score), np.sort(one.score), rtol=1e-3)
+
 
 def on_a_full_disk(home, folder, limit):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    try: go(home, folder, 6)
-    except OSError as e: sys.exit(7 if 'make room and give the same command again' in str(e) else 8)
+    try:
+        go(home, folder, 6)
+    except OSError as e:
+        sys.exit(7 if 'make room and give the same command again' in str(e) else 8)
+
 
 def test_a_full_disk_is_listed_the_rest_goes_on_and_nothing_is_lost(tmp_path):
-    assert fresh(go, tmp_path, tmp_path/'unbroken', 6) == 0
-    want, folder = contents(tmp_path/'unbroken'), tmp_path/'full'
+    assert fresh(go, tmp_path, tmp_path / 'unbroken', 6) == 0
+    want, folder = contents(tmp_path / 'unbroken'), tmp_path / 'full'
     sizes = sorted(len(want[f'neurons/{b:07}.parquet']) for b in range(3))
     images = max(len(want[f'images/{b:07}.parquet']) for b in range(3))
-    limit = (max(images, sizes[-2]) + sizes[-1])//2 if max(images, sizes[-2]) < sizes[-1] else sizes[0] - 1
+    limit = (
+        (max(images, sizes[-2]) + sizes[-1]) // 2
+        if max(images, sizes[-2]) < sizes[-1]
+        else sizes[0] - 1
+    )
     assert fresh(on_a_full_disk, tmp_path, folder, limit) == 7
     failures = read_table(folder, 'failures')
-    assert len(failures) and failures.reason.str.contains('too large|make room').all() and failures.lost.all()
-    assert not (folder/'decoding').exists()                                   # nothing is built on half a table
+    assert (
+        len(failures)
+        and failures.reason.str.contains('too large|make room').all()
+        and failures.lost.all()
+    )
+    assert not (folder / 'decoding').exists()  # nothing is built on half a table
     assert fresh(go, tmp_path, folder, 6) == 0 and contents(folder) == want
+
 
 def test_memory_does_not_grow_with_the_pictures(tmp_path):
     cfg = SweepConfig(tasks=('attribute', 'decode', 'masks'), k=8, block=8, habits=4, pool=16)
-    data = masked(tmp_path/'pictures', 12)
+    data = masked(tmp_path / 'pictures', 12)
     many = Reader([dict(data.rows[i % 12], image_id=f'{i}') for i in range(480)], data.load)
-    sweep(tiny_model(seed=5), many, tmp_path/'run', cfg)
-    log = pd.read_csv(tmp_path/'run'/'log-0.csv')
-    for _, part in log[log.task != 'decode'].groupby('task'): assert part.memory_mb.iloc[-1] - part.memory_mb.iloc[10] < 40, part
-    assert len(read_table(tmp_path/'run', 'images')) == 480
+    sweep(tiny_model(seed=5), many, tmp_path / 'run', cfg)
+    log = pd.read_csv(tmp_path / 'run' / 'log-0.csv')
+    for _, part in log[log.task != 'decode'].groupby('task'):
+        assert part.memory_mb.iloc[-1] - part.memory_mb.iloc[10] < 40, part
+    assert len(read_table(tmp_path / 'run', 'images')) == 480
+
 
 def test_another_run_is_refused_and_left_alone(tmp_path):
-    data = masked(tmp_path/'pictures', 4)
+    data = masked(tmp_path / 'pictures', 4)
     cfg = SweepConfig(tasks=('attribute',), k=8, block=2)
-    sweep(tiny_model(seed=5), data, tmp_path/'run', cfg)
-    kept = contents(tmp_path/'run')
-    others = [(tiny_model(seed=4), data, cfg, 'model'), (tiny_model(seed=5), data[:3], cfg, 'pictures'),
-              (tiny_model(seed=5), data, SweepConfig(tasks=('attribute',), k=9, block=2), '"k": 8')]
+    sweep(tiny_model(seed=5), data, tmp_path / 'run', cfg)
+    kept = contents(tmp_path / 'run')
+    others = [
+        (tiny_model(seed=4), data, cfg, 'model'),
+        (tiny_model(seed=5), data[:3], cfg, 'pictures'),
+        (tiny_model(seed=5), data, SweepConfig(tasks=('attribute',), k=9, block=2), '"k": 8'),
+    ]
     for mm, pics, config, said in others:
-        with pytest.raises(ValueError, match='is another run') as e: sweep(mm, pics, tmp_path/'run', config)
+        with pytest.raises(ValueError, match='is another run') as e:
+            sweep(mm, pics, tmp_path / 'run', config)
         assert said in str(e.value)
-    twice = Reader([data.rows[0]]*2, data.load)
-    with pytest.raises(ValueError, match="the first is 'p0'"): sweep(tiny_model(), twice, tmp_path/'twice', cfg)
-    with pytest.raises(ValueError, match='no picture'): sweep(tiny_model(), data[:0], tmp_path/'none', cfg)
-    assert contents(tmp_path/'run') == kept
+    twice = Reader([data.rows[0]] * 2, data.load)
+    with pytest.raises(ValueError, match="the first is 'p0'"):
+        sweep(tiny_model(), twice, tmp_path / 'twice', cfg)
+    with pytest.raises(ValueError, match='no picture'):
+        sweep(tiny_model(), data[:0], tmp_path / 'none', cfg)
+    assert contents(tmp_path / 'run') == kept
+
 
 def test_what_looks_like_coco_gives_what_its_origin_gives(tmp_path):
-    write_coco(gallery()[:6], tmp_path/'coco')
+    write_coco(gallery()[:6], tmp_path / 'coco')
     names = dict(zip([f'{i}' for i in range(1, 7)], gallery().image_ids))
+
     def tables(data, folder):
         assert not len(sweep(tiny_model(seed=5), data, folder, CFG))
         return {name: read_table(folder, name) for name in SCHEMAS}
-    here, there = tables(gallery()[:6], tmp_path/'here'), tables(coco(tmp_path/'coco'), tmp_path/'there')
-    for name, columns in dict(neurons=['layer', 'unit', 'score'], overlaps=['category', 'arm', 'baseline', 'iou'], curve=['arm', 'p_target', 'caption']).items():
+
+    here, there = (
+        tables(gallery()[:6], tmp_path / 'here'),
+        tables(coco(tmp_path / 'coco'), tmp_path / 'there'),
+    )
+    for name, columns in dict(
+        neurons=['layer', 'unit', 'score'],
+        overlaps=['category', 'arm', 'baseline', 'iou'],
+        curve=['arm', 'p_target', 'caption'],
+    ).items():
         assert there[name].image_id.map(names).tolist() == here[name].image_id.tolist()
         pd.testing.assert_frame_equal(there[name][columns], here[name][columns])
 
-def test_from_the_command_line(tmp_path):
-    (tmp_path/'pictures').mkdir()
-    for i, name in enumerate(('dog', 'bus')): (tmp_path/'pictures'/f'{2*i}.jpg').write_bytes((ROOT/'mmneurons'/'assets'/'gallery'/f'{name}.jpg').read_bytes())
-    (tmp_path/'pictures'/'1.png').write_bytes(b'torn')
-    command = [sys.executable, '-m', 'mmneurons.cli', 'sweep', '--data', 'folder:pictures', '--tasks', 'attribute', '--out', 'run', '--k', '5']
-    for _ in range(2):                                                        # the second finds everything done
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 1 and done.stdout == 'run: 3 pictures, 1 of them not in every table\n', done.stderr
-        assert 'mmneurons: 1: pictures/1.png: not a picture' in done.stderr and 'Traceback' not in done.stderr
-    assert len(read_table(tmp_path/'run', 'neurons')) == 10
-    assert json.loads((tmp_path/'run'/'run.json').read_text())['model_name'] == 'pocket'
-    other = subprocess.run([*command, '--seed', '3'], cwd=tmp_path, capture_output=True, text=True)
-    assert other.returncode == 1 and 'run is another run, with {"config": {"seed": 0}}' in other.stderr
 
-if __name__ == '__main__': go(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+def test_from_the_command_line(tmp_path):
+    (tmp_path / 'pictures').mkdir()
+    for i, name in enumerate(('dog', 'bus')):
+        (tmp_path / 'pictures' / f'{2 * i}.jpg').write_bytes(
+            (ROOT / 'mmneurons' / 'assets' / 'gallery' / f'{name}.jpg').read_bytes()
+        )
+    (tmp_path / 'pictures' / '1.png').write_bytes(b'torn')
+    command = [
+        sys.executable,
+        '-m',
+        'mmneurons.cli',
+        'sweep',
+        '--data',
+        'folder:pictures',
+        '--tasks',
+        'attribute',
+        '--out',
+        'run',
+        '--k',
+        '5',
+    ]
+    for _ in range(2):  # the second finds everything done
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert (
+            done.returncode == 1
+            and done.stdout == 'run: 3 pictures, 1 of them not in every table\n'
+        ), done.stderr
+        assert (
+            'mmneurons: 1: pictures/1.png: not a picture' in done.stderr
+            and 'Traceback' not in done.stderr
+        )
+    assert len(read_table(tmp_path / 'run', 'neurons')) == 10
+    assert json.loads((tmp_path / 'run' / 'run.json').read_text())['model_name'] == 'pocket'
+    other = subprocess.run([*command, '--seed', '3'], cwd=tmp_path, capture_output=True, text=True)
+    assert (
+        other.returncode == 1 and 'run is another run, with {"config": {"seed": 0}}' in other.stderr
+    )
+
+
+if __name__ == '__main__':
+    go(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
