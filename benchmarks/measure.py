@@ -52,7 +52,9 @@ from mmneurons.studies.beyond import (
     words_in,
     written_word,
 )
-from mmneurons.data import Example, bootstrap, corpus, first_noun, gallery, open_image, same_noun
+from mmneurons.data import Example, bootstrap, corpus, gallery
+from mmneurons.images import open_image
+from mmneurons.text import first_noun, same_noun
 from mmneurons.decoding import decode, decode_all, decode_prompt, matched, random_vectors, words
 from mmneurons.studies.fidelity import GUESSES, fidelity, patch_effects, rank_correlations, sampled
 from mmneurons.studies.lenses import jacobian_lens, load_lens, own_text, save_lens, tuned_lens

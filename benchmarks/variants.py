@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from measure import append, drawn, readable, top_25
 from mmneurons.attribution import attribute
-from mmneurons.data import Reader, bootstrap, corpus, first_noun
+from mmneurons.data import Reader, bootstrap, corpus
+from mmneurons.text import first_noun
 from mmneurons.decoding import matched
 from mmneurons.encoders import ENCODERS, SOURCES, Encoder
 from mmneurons.model import MultimodalLM

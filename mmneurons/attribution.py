@@ -23,7 +23,7 @@ from PIL import Image, ImageFilter
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from .data import content_words, nouns
+from .text import content_words, nouns
 from mmneurons.model import (
     MultimodalLM,
     hold_neurons,
@@ -775,7 +775,7 @@ def attribute(
     if positions not in (None, *POSITIONS):
         raise ValueError(f'positions is one of {", ".join(POSITIONS)}, not {positions!r}')
     if isinstance(images, (str, Path)):
-        raise TypeError(f'images are PIL images: open {images} with mmneurons.data.open_image')
+        raise TypeError(f'images are PIL images: open {images} with mmneurons.images.open_image')
     for name, own in dict(image_id=image_id, caption=caption).items():
         if (
             isinstance(own, (list, tuple))

@@ -16,7 +16,7 @@ import numpy as np, pandas as pd, pyarrow as pa, torch
 from pyarrow.parquet import ParquetWriter
 from tqdm.auto import tqdm
 
-from .data import same_noun
+from .text import same_noun
 from .model import MultimodalLM, output_vectors, readout
 
 # %% ../nbs/03_decoding.ipynb #0ade7c2c

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from . import __version__
 from .ablation import ablation_curve, against_original, paper_ks, random_ranking
 from .attribution import attribute, top_neurons
-from .data import first_noun
+from .text import first_noun
 from .decoding import decode, decode_prompt, matched, random_vectors, words
 from .model import MultimodalLM
 from .overlaps import iou

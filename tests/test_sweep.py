@@ -4,7 +4,8 @@ import json, os, random, resource, subprocess, sys, time, multiprocessing
 from pathlib import Path
 import numpy as np, pandas as pd, psutil, pytest, torch
 from conftest import PRELOAD, ROOT
-from mmneurons.data import Example, Reader, coco, gallery, open_image, write_coco
+from mmneurons.data import Example, Reader, coco, gallery, write_coco
+from mmneurons.images import open_image
 from mmneurons.model import tiny_model
 from mmneurons.sweeps import SCHEMAS, TASKS, SweepConfig, read_table, sweep
 from test_train import fresh, pictures

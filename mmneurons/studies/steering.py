@@ -11,7 +11,8 @@ import contextlib
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 
 from ..ablation import _held, ablate
-from ..data import bootstrap, content_words, first_noun, same_noun
+from ..data import bootstrap
+from ..text import content_words, first_noun, same_noun
 from ..model import MultimodalLM, hook_neurons, output_vectors
 
 # %% ../../nbs/05a_steering.ipynb #fe5dbbce
