@@ -52,12 +52,14 @@ from mmneurons.studies.beyond import (
     words_in,
     written_word,
 )
-from mmneurons.data import Example, bootstrap, corpus, first_noun, gallery, open_image, same_noun
-from mmneurons.decoding import decode, decode_all, decode_prompt, matched, random_vectors, words
+from mmneurons.stats import interval, roc_auc
+from mmneurons.data import Example, corpus, first_noun, gallery, open_image, same_noun
+from mmneurons.neurons import matched, random_neurons
+from mmneurons.decoding import decode, decode_all, decode_prompt, random_vectors, words
 from mmneurons.studies.fidelity import GUESSES, fidelity, patch_effects, rank_correlations, sampled
 from mmneurons.studies.lenses import jacobian_lens, load_lens, own_text, save_lens, tuned_lens
-from mmneurons.model import MultimodalLM, hook_neurons, random_neurons
-from mmneurons.overlaps import control_maps, overlap, roc_auc
+from mmneurons.model import MultimodalLM, hook_neurons
+from mmneurons.overlaps import control_maps, overlap
 from mmneurons.receptive_fields import patch_activations, position_mean, to_pixels, unit_activations
 from mmneurons.studies.selectivity import class_means, class_units
 from mmneurons.studies.steering import steering_curve, transplant_curve
@@ -153,7 +155,7 @@ def summary(raw, by):
     rows = []
     for key, part in raw.groupby(by, sort=False):
         for arm in ('top', 'random'):
-            lo, hi = bootstrap(part[arm])
+            lo, hi = interval(part[arm])
             rows.append(
                 dict(
                     zip(by, key),

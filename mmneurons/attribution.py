@@ -23,6 +23,7 @@ from PIL import Image, ImageFilter
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from .runs import DataError
 from .data import content_words, nouns
 from mmneurons.model import (
     MultimodalLM,
@@ -135,7 +136,7 @@ def choose_target(
     if word is None and noun:
         return Target(noun, ids[step], ids[:step], notes + whole(mm, ids, step, noun))
     if word is None:
-        raise ValueError(
+        raise DataError(
             f'the caption {text.strip()!r} has no word to attribute; name one with target'
         )
     where = f'where the caption says {noun!r}' if noun else 'at the first step'

@@ -6,7 +6,7 @@
 __all__ = ['LEAD', 'SUFFIXES', 'VOC', 'SOURCES', 'Late', 'Example', 'ImageError', 'open_image', 'one_line', 'words_of', 'nouns',
            'first_noun', 'content_words', 'Reader', 'read_text', 'read_json', 'needs', 'open_mask', 'gallery',
            'mask_pictures', 'image_folder', 'inside', 'coco', 'write_coco', 'voc', 'class_folders', 'cc3m',
-           'webdataset', 'hf', 'corpus', 'open_data', 'same_noun', 'bootstrap']
+           'webdataset', 'hf', 'corpus', 'open_data', 'same_noun']
 
 # %% ../nbs/00c_data.ipynb #1b645389
 import base64, csv, html, importlib, io, json, os, re, tarfile, warnings, zlib
@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from .runs import DataError
 
 # %% ../nbs/00c_data.ipynb #902ba3cd
 class Late:
@@ -62,7 +64,7 @@ class Example:
         )
 
 # %% ../nbs/00c_data.ipynb #b1d57811
-class ImageError(ValueError):
+class ImageError(DataError):
     "A file that cannot be read as a picture; the message is one line with its name and the reason"
 
 # %% ../nbs/00c_data.ipynb #17ba0791
@@ -850,14 +852,3 @@ def same_noun(
 
     a, b = (w.strip().lower() for w in (a, b))
     return a == b or plural(a) == b or plural(b) == a
-
-# %% ../nbs/00c_data.ipynb #b888b298
-def bootstrap(
-    values,  # one number a picture
-    n: int = 2000,  # resamples
-    seed: int = 0,  # of the resampling
-) -> tuple[float, float]:  # the 2.5 and 97.5 percentiles
-    "A 95 % interval for the mean of `values`, by resampling them"
-    values = np.asarray(values, float)
-    picks = np.random.default_rng(seed).integers(0, len(values), (n, len(values)))
-    return tuple(np.percentile(values[picks].mean(1), [2.5, 97.5]))
