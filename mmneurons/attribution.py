@@ -24,14 +24,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from .text import content_words, nouns
-from mmneurons.model import (
-    MultimodalLM,
-    hold_neurons,
-    hook_neurons,
-    output_vectors,
-    post_scale,
-    readout,
-)
+from .runs import DataError
+from .model import MultimodalLM
+from .families import hold_neurons, hook_neurons, output_vectors, post_scale, readout
 
 # %% ../nbs/02_attribution.ipynb #f1abd670
 def token_at(
@@ -135,7 +130,7 @@ def choose_target(
     if word is None and noun:
         return Target(noun, ids[step], ids[:step], notes + whole(mm, ids, step, noun))
     if word is None:
-        raise ValueError(
+        raise DataError(
             f'the caption {text.strip()!r} has no word to attribute; name one with target'
         )
     where = f'where the caption says {noun!r}' if noun else 'at the first step'
