@@ -61,7 +61,7 @@ from mmneurons.stats import interval, roc_auc
 from mmneurons.studies.fidelity import GUESSES, fidelity, patch_effects, rank_correlations, sampled
 from mmneurons.studies.lenses import jacobian_lens, load_lens, own_text, save_lens, tuned_lens
 from mmneurons.model import MultimodalLM
-from mmneurons.families import hook_neurons
+from mmneurons.hooks import hook_neurons
 from mmneurons.overlaps import control_maps, overlap
 from mmneurons.receptive_fields import patch_activations, position_mean, to_pixels, unit_activations
 from mmneurons.studies.selectivity import class_means, class_units

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from .data import gallery
 from .model import MultimodalLM
-from .families import hook_neurons
+from .hooks import hook_neurons
 
 # %% ../nbs/04_receptive_fields.ipynb #0ade7c2c
 @torch.no_grad()

@@ -10,7 +10,8 @@ import numpy as np, pandas as pd, torch
 
 from ..attribution import Target, ablation_effects, attribute, top_neurons
 from ..model import MultimodalLM
-from ..families import hook_neurons, output_vectors, post_scale
+from ..hooks import hook_neurons
+from ..families import output_vectors, post_scale
 
 # %% ../../nbs/02a_fidelity.ipynb #902ba3cd
 GUESSES: dict[str, dict] = {

@@ -14,7 +14,8 @@ from ..ablation import _held, ablate
 from ..text import content_words, first_noun, same_noun
 from ..stats import interval
 from ..model import MultimodalLM
-from ..families import hook_neurons, output_vectors
+from ..hooks import hook_neurons
+from ..families import output_vectors
 
 # %% ../../nbs/05a_steering.ipynb #fe5dbbce
 def direction(
