@@ -17,9 +17,12 @@ from functools import partial
 import pandas as pd, torch, transformers
 from transformers import AutoModelForCausalLM
 
-from mmneurons.attribution import METHODS, Target, _reduced, attribute, passes
+from mmneurons.attribution import METHODS, _reduced, attribute, passes
+from mmneurons.targets import Target
 from mmneurons.data import gallery
-from mmneurons.model import ENCODERS, Encoder, ModelConfig, MultimodalLM, tiny_model
+from mmneurons.encoders import ENCODERS, Encoder
+from mmneurons.pairs import ModelConfig
+from mmneurons.model import MultimodalLM, tiny_model
 
 SHAPES = dict(
     gptj12=dict(
