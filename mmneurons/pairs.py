@@ -226,7 +226,7 @@ def plan(
     with torch.device('meta'):
         encoder = Encoder(spec, config.image_size, weights=False)
     with FakeTensorMode():
-        lm = NeuronLM(AutoModelForCausalLM.from_config(lm_config, dtype=dtype))
+        lm = NeuronLM(AutoModelForCausalLM.from_config(lm_config, dtype=dtype).eval())
         patches = encoder.grid[0] * encoder.grid[1]
         needs = {
             'language model': size_of(lm),
