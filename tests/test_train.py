@@ -313,7 +313,7 @@ def wider(mm):
     "`mm` with a wider language model under the same name"
     config = mm.lm.config.__class__(**mm.lm.config.to_dict() | dict(n_embd=48))
     return MultimodalLM(
-        mm.encoder, AutoModelForCausalLM.from_config(config), mm.tokenizer, mm.config
+        mm.encoder, AutoModelForCausalLM.from_config(config).eval(), mm.tokenizer, mm.config
     )
 
 
