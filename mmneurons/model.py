@@ -4,22 +4,19 @@
 
 # %% auto #0
 __all__ = ['MultimodalLM', 'ends_of', 'usable_device', 'tiny_model', 'FAMILIES', 'Family', 'NeuronLM', 'check_family',
-           'family_of', 'hold_neurons', 'hook_neurons', 'norm_gain', 'output_vectors', 'post_scale', 'random_neurons',
-           'readout', 'tiny_lm', 'ENCODERS', 'Encoder', 'EncoderSpec', 'check_encoder', 'encoder_spec', 'PRESETS',
-           'ModelConfig', 'load_projection', 'save_projection', 'tiny_vlm']
+           'family_of', 'clamp_neurons', 'hook_neurons', 'norm_gain', 'output_vectors', 'post_scale', 'readout',
+           'tiny_lm', 'ENCODERS', 'Encoder', 'EncoderSpec', 'check_encoder', 'encoder_spec', 'PRESETS', 'ModelConfig',
+           'load_projection', 'save_projection', 'tiny_vlm']
 
 # %% ../nbs/00_model.ipynb #ac3478d6
-import sys, tempfile
+import tempfile
 from collections.abc import Callable
-from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from fastcore.basics import patch
 from huggingface_hub import HfApi
 from PIL.Image import Image as PILImage
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -32,26 +29,19 @@ from mmneurons.families import (
     NeuronLM,
     check_family,
     family_of,
-    hold_neurons,
-    hook_neurons,
     norm_gain,
     output_vectors,
     post_scale,
-    random_neurons,
     readout,
     tiny_lm,
 )
+from .hooks import clamp_neurons, hook_neurons
 from .encoders import ENCODERS, Encoder, EncoderSpec, check_encoder, encoder_spec
 from mmneurons.pairs import (
     PRESETS,
     ModelConfig,
-    check_projection,
-    find_pair,
-    load_lm,
+    load_parts,
     load_projection,
-    plan,
-    read_projection,
-    require_memory,
     save_projection,
     write_pair,
 )
@@ -64,12 +54,11 @@ _all_ = [
     'NeuronLM',
     'check_family',
     'family_of',
-    'hold_neurons',
+    'clamp_neurons',
     'hook_neurons',
     'norm_gain',
     'output_vectors',
     'post_scale',
-    'random_neurons',
     'readout',
     'tiny_lm',
     'ENCODERS',
@@ -233,35 +222,14 @@ def from_pretrained(
     dtype: torch.dtype | None = None,  # of the language model; default: the pair's own
     revision: str | None = None,  # branch, tag or commit of a hub repository
     device_map=None,  # 'auto' spreads a large language model over all there is
+    bits: int | None = None,  # 8 or 4: quantise all but what neurons are decoded with
 ) -> MultimodalLM:
     "Load a pair with its trained projection, ready to look at pictures"
-    pair, where = (
-        find_pair(name, Path(str(files('mmneurons'))) / 'assets', revision),
-        str(usable_device(device)),
-    )
-    config, file, label = (
-        pair.config,
-        projection or pair.projection,
-        name.lm if isinstance(name, ModelConfig) else str(name),
-    )
-    dtype = dtype or getattr(torch, config.dtype)
-    shapes = plan(config, pair.spec, dtype)
-    said = require_memory(label, shapes.needs, where, free=float('inf') if device_map else None)
-    if shapes.needs.sum() > 4e9:
-        print(said, file=sys.stderr)
-    if projection is not False:
-        if file is None:
-            raise ValueError(
-                f"{label} comes without a projection: name a file (LiMBeR's is limber_weights/beit_linear/proj.ckpt), "
-                "or train one from projection=False"
-            )
-        check_projection(file, read_projection(file)[0], (shapes.d_model, shapes.d_image), config)
-    encoder = Encoder(pair.spec, config.image_size, weights=pair.encoder_file is None)
-    if pair.encoder_file:
-        encoder.load_state_dict(load_file(pair.encoder_file))
-    mm = cls(encoder, *load_lm(config, dtype, where, device_map), config)
-    if projection is not False:
-        load_projection(mm, file)
+    where = str(usable_device(device))
+    parts = load_parts(name, projection, where, dtype, revision, device_map, bits)
+    mm = cls(parts.encoder, parts.lm, parts.tokenizer, parts.config)
+    if parts.projection:
+        load_projection(mm, parts.projection)
     mm.encoder.to(mm.device), mm.projection.to(mm.device)
     return mm
 

