@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VOC', 'SOURCES', 'Late', 'Example', 'Reader', 'read_text', 'read_json', 'needs', 'gallery', 'image_folder', 'inside',
-           'coco', 'write_coco', 'voc', 'class_folders', 'cc3m', 'webdataset', 'hf', 'corpus', 'open_data', 'bootstrap']
+           'coco', 'write_coco', 'voc', 'class_folders', 'cc3m', 'webdataset', 'hf', 'corpus', 'open_data']
 
 # %% ../nbs/00c_data.ipynb #1b645389
 import csv, html, importlib, io, json, os, re, tarfile, zlib
@@ -657,14 +657,3 @@ def open_data(
     return Reader(
         [data.rows[i] for i in sorted(order[:n] if split == 'val' else order[n:])], data.load
     )
-
-# %% ../nbs/00c_data.ipynb #b888b298
-def bootstrap(
-    values,  # one number a picture
-    n: int = 2000,  # resamples
-    seed: int = 0,  # of the resampling
-) -> tuple[float, float]:  # the 2.5 and 97.5 percentiles
-    "A 95 % interval for the mean of `values`, by resampling them"
-    values = np.asarray(values, float)
-    picks = np.random.default_rng(seed).integers(0, len(values), (n, len(values)))
-    return tuple(np.percentile(values[picks].mean(1), [2.5, 97.5]))

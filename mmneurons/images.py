@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from .runs import DataError
+
 # %% ../nbs/003_images.ipynb #b1d57811
-class ImageError(ValueError):
+class ImageError(DataError):
     "A file that cannot be read as a picture; the message is one line with its name and the reason"
 
 # %% ../nbs/003_images.ipynb #8a876b77
