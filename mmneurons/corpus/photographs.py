@@ -9,8 +9,6 @@ __all__ = ['PHOTOGRAPHS', 'read_rcc', 'read_credits', 'photographs']
 import io, re, struct, zlib
 from pathlib import Path
 
-from PIL import Image
-
 from .cutouts import Package, fetch, read_table
 from ..data import Example, Reader
 from ..images import open_image
