@@ -18,10 +18,11 @@ from mmneurons.corpus.photographs import photographs
 from mmneurons.data import Reader, corpus
 from mmneurons.model import MultimodalLM
 from mmneurons.naming import chance_match, judged, naming_rates, projection_hash
+from mmneurons.wordnet import lemmas
 
 ROOT = Path(__file__).resolve().parents[1]
 VALIDATION = 'val', 'cifar_val'
-TEST = dict(photographs=None, test=400, cifar_test=500, test_source=120, test_concept=120)
+TEST = dict(photographs=None, test=300, cifar_test=300, test_source=60, test_concept=60)
 COLUMNS = 'split image_id noun kind concept artist caption'.split()
 
 
@@ -72,7 +73,7 @@ def main(args):
         table.loc[part.index, 'chance'] = chance_match(part)
     shown = set(table.noun)
     rates = naming_rates(table[table.split.isin(VALIDATION)])
-    rates = rates[(rates.shown > 0) | (rates.right > 0) | rates.noun.isin(shown)]
+    rates = rates[(rates.shown > 0) | rates.noun.map(lambda n: bool(lemmas(n)))]
     rates.insert(0, 'projection', key)
     table['said'] = table.said.where(table.match | table.said.isin(shown), '')
     test = table[table.split.isin(TEST)].assign(projection=key).drop(columns=['caption', 'concept'])
