@@ -11,14 +11,17 @@ __all__ = ['LIMBER', 'RECIPES', 'TrainConfig', 'lr_at', 'encoder_key', 'feature_
 
 # %% ../nbs/01_train_projection.ipynb #ac3478d6
 import contextlib, errno, hashlib, io, json, math, os, pickle, shutil, sys, time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from accelerate.utils import reduce
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
@@ -40,16 +43,14 @@ class TrainConfig:
     warmup: int = 30  # steps of linear warm-up
     schedule: str = 'cosine'  # after the warm-up: 'cosine' or 'linear' to zero, or 'constant'
     clip: float = 1.0  # largest norm of the gradient
-    accumulate: int = (
-        1  # parts that each process works through one by one, where a batch does not fit in memory
-    )
+    accumulate: int = 1  # parts of a batch that are worked through one by one, to save memory
     precision: str = 'auto'  # of the arithmetic: 'bf16', 'fp16', 'no' (the model's own), 'auto' (bf16 or fp16 on a GPU)
     keep: float = 0.34  # share of the patches shown in a step
     full: float = 0.2  # share of the steps, at the end, that show all patches
     prompt: str = 'A picture of'  # text between image and caption
-    feature_dropout: float = 0.0  # probability that a feature channel of an image is hidden in a step, in all its patches
+    feature_dropout: float = 0.0  # probability that a channel is hidden, in all patches
     dropout: float = 0.0  # probability that a number of an image vector is hidden from the language model in a step
-    vocab: str = 'full'  # the training loss chooses among 'full': every token, or 'captions': in three steps of four, the training captions' tokens
+    vocab: str = 'full'  # tokens in three steps of four: 'full' or 'captions'
     seed: int = 0  # of initial weights, data order and shown patches
     val_every: int = 625  # steps between validations
     samples: int = 4  # held-out images that are captioned at each validation
@@ -340,7 +341,7 @@ def caption_loss(
 def restricted_head(
     mm: MultimodalLM,  # whose language model
     vocab,  # tokens whose logits are wanted; None: all
-):
+) -> Iterator[None]:
     "Inside this context the language model gives logits of `vocab` only, in that order"
     head = mm.lm.get_output_embeddings()
     if vocab is None:
@@ -525,7 +526,10 @@ class Run:
             else None
         )
 
-    def standardise(self, x):  # (batch, patch, d_image), raw features
+    def standardise(
+        self,
+        x,  # (batch, patch, d_image), raw features
+    ) -> torch.Tensor:
         "Features with mean 0 and spread 1 in each channel"
         return (x.to(self.mm.device).float() - self.mean.to(self.mm.device)) / self.std.to(
             self.mm.device
@@ -656,7 +660,7 @@ def advance(
 def tensorboard_writer(
     folder: Path,  # of the run
     step: int,  # events after it are void
-):
+) -> Any:  # a `SummaryWriter`
     "Writes event files, where TensorBoard is installed"
     needs('tensorboard', "log='tensorboard'")
     from torch.utils.tensorboard import SummaryWriter
@@ -684,7 +688,7 @@ def record(
 def plot_log(
     log: pd.DataFrame,  # what `train_projection` returned
     ax=None,  # matplotlib axes to draw on; None: a new figure
-):  # the axes
+) -> Axes:
     "The curve of a run: loss of the batches, their running mean, and the held-out loss"
     ax = ax or Figure((6, 2.8), dpi=100, layout='constrained').subplots()
     ax.plot(log.samples, log.loss, color='#bbccdd', lw=0.7, label='batches')
