@@ -280,7 +280,7 @@ def test_what_cannot_be_used_is_listed_and_left_out(tmp_path):
             assert torch.equal(features[[row]], mm.patches([data[i].image]).half())
 
     with pytest.raises(
-        ValueError, match='none of 2 pictures can be used.*missing.png: there is no such file'
+        ValueError, match='none of 2 images can be used.*missing.png: there is no such file'
     ):
         Features(mm, data[1:3], tmp_path / 'features')
 
