@@ -23,9 +23,8 @@ from fastcore.basics import patch
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
-from .data import needs
 from .text import first_noun, same_noun
-from .runs import disk_errors, processes, write_atomic
+from .runs import disk_errors, needs, processes, write_atomic
 from .model import MultimodalLM
 from .pairs import save_projection
 
@@ -689,7 +688,7 @@ def tensorboard_writer(
     step: int,  # events after it are void
 ):
     "Writes event files, where TensorBoard is installed"
-    needs('tensorboard', "log='tensorboard'")
+    needs('tensorboard', 'train', "log='tensorboard'")
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(folder / 'tensorboard', purge_step=step + 1)
