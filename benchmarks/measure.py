@@ -37,7 +37,7 @@ from mmneurons.ablation import (
     paper_arms,
     paper_ks,
 )
-from mmneurons.studies.agreement import best_of, bert_scores, load_bert, minilm
+from mmneurons.studies.agreement import bert_scores, best_of, load_bert, minilm
 from mmneurons.attribution import Attribution, Target, attribute, token_at, top_neurons
 from mmneurons.studies.beyond import (
     RANKINGS,
@@ -52,13 +52,16 @@ from mmneurons.studies.beyond import (
     words_in,
     written_word,
 )
-from mmneurons.stats import interval, roc_auc
-from mmneurons.data import Example, corpus, first_noun, gallery, open_image, same_noun
-from mmneurons.neurons import matched, random_neurons
+from mmneurons.data import Example, corpus, gallery
+from mmneurons.images import open_image
+from mmneurons.text import first_noun, same_noun
 from mmneurons.decoding import decode, decode_all, decode_prompt, random_vectors, words
+from mmneurons.neurons import matched, random_neurons
+from mmneurons.stats import interval, roc_auc
 from mmneurons.studies.fidelity import GUESSES, fidelity, patch_effects, rank_correlations, sampled
 from mmneurons.studies.lenses import jacobian_lens, load_lens, own_text, save_lens, tuned_lens
-from mmneurons.model import MultimodalLM, hook_neurons
+from mmneurons.model import MultimodalLM
+from mmneurons.hooks import hook_neurons
 from mmneurons.overlaps import control_maps, overlap
 from mmneurons.receptive_fields import patch_activations, position_mean, to_pixels, unit_activations
 from mmneurons.studies.selectivity import class_means, class_units

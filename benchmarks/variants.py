@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from measure import append, drawn, readable, top_25
 from mmneurons.attribution import attribute
-from mmneurons.stats import interval, roc_auc
-from mmneurons.data import Reader, corpus, first_noun
+from mmneurons.data import Reader, corpus
+from mmneurons.text import first_noun
 from mmneurons.neurons import matched
+from mmneurons.stats import interval, roc_auc
 from mmneurons.encoders import ENCODERS, SOURCES, Encoder
 from mmneurons.model import MultimodalLM
 from mmneurons.receptive_fields import patch_activations, position_mean, to_pixels, unit_activations

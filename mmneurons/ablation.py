@@ -16,7 +16,8 @@ from transformers import LogitsProcessor
 
 from .stats import interval
 from .neurons import random_ranking
-from .model import MultimodalLM, hold_neurons, hook_neurons
+from .model import MultimodalLM
+from .hooks import clamp_neurons, hook_neurons
 
 # %% ../nbs/05_ablation.ipynb #0ade7c2c
 def _held(mm, tables, value) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,7 +54,7 @@ def ablate(
             f"value is 'zero', a number, or a column of the table, which {value!r} is not; "
             "a column `mean` is neurons.assign(mean=means[neurons.layer, neurons.unit]) with means from mean_activations"
         )
-    with hold_neurons(
+    with clamp_neurons(
         mm, *_held(mm, tables, value), mm.image_positions if positions == 'image' else None
     ):
         yield

@@ -14,8 +14,9 @@ import numpy as np, pandas as pd, pyarrow.parquet as pq
 
 from . import __version__
 from .neurons import KEY, neuron_name
-from .report import data_uri, hashed, heat_layer, show_token, templates
-from .sweeps import read_table
+from .images import data_uri
+from .report import hashed, heat_layer, show_token, templates
+from .corpus.cutouts import read_table
 
 # %% ../nbs/09a_atlas.ipynb #d23f0824
 def parts(

@@ -16,9 +16,10 @@ import numpy as np, pandas as pd, pyarrow as pa, torch
 from pyarrow.parquet import ParquetWriter
 from tqdm.auto import tqdm
 
+from .text import same_noun
 from .neurons import random_units
-from .data import same_noun
-from .model import MultimodalLM, output_vectors, readout
+from .model import MultimodalLM
+from .families import output_vectors, readout
 
 # %% ../nbs/03_decoding.ipynb #0ade7c2c
 @torch.no_grad()

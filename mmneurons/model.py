@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MultimodalLM', 'ends_of', 'usable_device', 'tiny_model', 'FAMILIES', 'Family', 'NeuronLM', 'check_family',
-           'family_of', 'hold_neurons', 'hook_neurons', 'norm_gain', 'output_vectors', 'post_scale', 'readout',
+           'family_of', 'clamp_neurons', 'hook_neurons', 'norm_gain', 'output_vectors', 'post_scale', 'readout',
            'tiny_lm', 'ENCODERS', 'Encoder', 'EncoderSpec', 'check_encoder', 'encoder_spec', 'PRESETS', 'ModelConfig',
            'load_projection', 'save_projection', 'tiny_vlm']
 
@@ -32,14 +32,13 @@ from mmneurons.families import (
     NeuronLM,
     check_family,
     family_of,
-    hold_neurons,
-    hook_neurons,
     norm_gain,
     output_vectors,
     post_scale,
     readout,
     tiny_lm,
 )
+from .hooks import clamp_neurons, hook_neurons
 from .encoders import ENCODERS, Encoder, EncoderSpec, check_encoder, encoder_spec
 from mmneurons.pairs import (
     PRESETS,
@@ -63,7 +62,7 @@ _all_ = [
     'NeuronLM',
     'check_family',
     'family_of',
-    'hold_neurons',
+    'clamp_neurons',
     'hook_neurons',
     'norm_gain',
     'output_vectors',

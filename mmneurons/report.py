@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from . import __version__
-from .data import one_line
+from .images import one_line
 from .model import MultimodalLM
 from .pairs import licence_of
 from .attribution import Attribution, attribute, top_neurons

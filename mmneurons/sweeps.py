@@ -34,7 +34,7 @@ from mmneurons.runs import (
 from .neurons import KEY, matched, random_ranking, random_units
 from .ablation import ablation_curve, against_original, paper_ks
 from .attribution import attribute, top_neurons
-from .data import first_noun
+from .text import first_noun
 from .decoding import decode, decode_prompt, random_vectors, words
 from .model import MultimodalLM
 from .overlaps import iou

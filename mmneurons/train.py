@@ -23,9 +23,11 @@ from fastcore.basics import patch
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
+from .data import needs
+from .text import first_noun, same_noun
 from .runs import disk_errors, processes, write_atomic
-from .data import first_noun, needs, same_noun
-from .model import MultimodalLM, save_projection
+from .model import MultimodalLM
+from .pairs import save_projection
 
 # %% ../nbs/01_train_projection.ipynb #902ba3cd
 @dataclass(frozen=True)

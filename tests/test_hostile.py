@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from mmneurons.cli import say
-from mmneurons.data import coco, nouns, webdataset
+from mmneurons.data import coco, webdataset
+from mmneurons.text import nouns
 from mmneurons.pairs import read_projection
 
 BOX = [0, 0, 9, 0, 9, 9, 0, 9]

@@ -8,8 +8,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from conftest import PRELOAD, ROOT
-from mmneurons.data import Example, Reader, open_image
-from mmneurons.model import ENCODERS, Encoder, MultimodalLM, load_projection, tiny_model
+from mmneurons.data import Example, Reader
+from mmneurons.images import open_image
+from mmneurons.encoders import ENCODERS, Encoder
+from mmneurons.model import MultimodalLM, tiny_model
+from mmneurons.pairs import load_projection
 from mmneurons.runs import processes
 from mmneurons.train import Features, TrainConfig, caption_loss, lr_at, train_projection
 

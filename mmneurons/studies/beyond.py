@@ -15,10 +15,11 @@ from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
 from ..ablation import ablate
-from ..attribution import Attribution, batch_inputs, logits_at, token_at, top_neurons
+from ..attribution import Attribution, batch_inputs, token_at, top_neurons
+from ..hooks import hook_neurons, logits_at
 from ..stats import interval
 from ..neurons import random_neurons
-from ..model import MultimodalLM, hook_neurons
+from ..model import MultimodalLM
 
 # %% ../../nbs/07_beyond_objects.ipynb #4cf1810c
 COLOUR_WORDS = frozenset('red orange yellow green blue purple pink brown black white gray'.split())

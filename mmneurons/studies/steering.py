@@ -11,9 +11,11 @@ import contextlib
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 
 from ..ablation import _held, ablate
+from ..text import content_words, first_noun, same_noun
 from ..stats import interval
-from ..data import content_words, first_noun, same_noun
-from ..model import MultimodalLM, hook_neurons, output_vectors
+from ..model import MultimodalLM
+from ..hooks import hook_neurons
+from ..families import output_vectors
 
 # %% ../../nbs/05a_steering.ipynb #fe5dbbce
 def direction(
