@@ -357,13 +357,10 @@ def attribute_batch(
 ) -> list[list[Attribution]]:  # of each image
     "One batch, from its images and targets to the results"
     found = {(r, i): {} for r, words in enumerate(targets) for i in range(len(words))}
-    signed = mm.family.up is None or method not in (
-        eq2,
-        grad_x_act,
-    )  # ungated activations write one way
+    one_way = mm.family.up and method in (eq2, grad_x_act)  # the activation of an ungated MLP
 
     def each(layer, row, i, scores, acts, change):
-        one = reduce_positions(scores, acts, change, reduce, signed)
+        one = reduce_positions(scores, acts, change, reduce, not one_way)
         start = position_slice(mm, targets[row][i], positions).start
         one['patch'] += start - mm.image_positions.start
         if full:
@@ -451,7 +448,7 @@ def attribute_all(
             try:
                 targets.append([choose_target(mm, seen, target)])
             except ValueError as e:
-                raise ValueError(f'{seen.image_id}: {e}' if seen.image_id else str(e)) from None
+                raise type(e)(f'{seen.image_id}: {e}' if seen.image_id else str(e)) from None
         for (one,) in attribute_batch(mm, part, targets, full=full, **settings):
             yield one
 

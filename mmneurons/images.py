@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from .runs import DataError
+
 # %% ../nbs/003_images.ipynb #5c9d21ae
-class ImageError(ValueError):
+class ImageError(DataError):
     "Something that cannot be read as an image; the message is one line with its name and the reason"
 
 # %% ../nbs/003_images.ipynb #5c9d21af

@@ -19,18 +19,7 @@ from fastcore.basics import patch
 from PIL import Image
 
 from . import __version__
-from mmneurons.runs import (
-    FAILURES,
-    KEY_TYPES,
-    DataError,
-    RunFolder,
-    as_table,
-    data_fingerprint,
-    in_halves,
-    out_of_memory,
-    read_parts,
-    schema,
-)
+from .runs import FAILURES, KEY_TYPES, DataError, RunFolder, as_table, data_fingerprint, in_halves, out_of_memory, read_parts, schema
 from .neurons import KEY, matched, random_ranking, random_units
 from .ablation import ablation_curve, against_original, paper_ks
 from .attribution import attribute, top_neurons
@@ -38,7 +27,8 @@ from .text import first_noun
 from .decoding import decode, decode_prompt, random_vectors, words
 from .model import MultimodalLM
 from .overlaps import iou
-from .receptive_fields import patch_activations, position_mean, to_pixels, unit_activations
+from .activations import patch_activations, unit_activations
+from .receptive_fields import position_mean, to_pixels
 from .wordnet import related_words
 
 # %% ../nbs/06_sweep.ipynb #902ba3cd

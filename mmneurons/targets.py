@@ -14,6 +14,7 @@ from typing import SupportsIndex
 import torch
 
 from .model import MultimodalLM, Seen
+from .runs import DataError
 from .text import content_words, nouns
 
 # %% ../nbs/01b_targets.ipynb #f1abd670
@@ -141,7 +142,7 @@ def choose_target(
         notes.append(f'the caption {text!r} does not contain {name!r}; it is attributed {where}')
         return Target(name, token, ids[:step], notes)
     if noun is None:
-        raise ValueError(f'the caption {text!r} has no word to attribute; name one with target')
+        raise DataError(f'the caption {text!r} has no word to attribute; name one with target')
     return Target(noun, ids[step], ids[:step], notes + partial_note(mm, ids, step, noun))
 
 # %% ../nbs/01b_targets.ipynb #d435a6cd

@@ -9,7 +9,8 @@ __all__ = ['PHOTOGRAPHS', 'read_rcc', 'read_credits', 'photographs']
 import io, re, struct, zlib
 from pathlib import Path
 
-from .cutouts import Package, fetch, read_table
+from .cutouts import Package, read_table
+from ..weights import fetch
 from ..data import Example, Reader
 from ..images import open_image
 
