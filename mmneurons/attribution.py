@@ -89,8 +89,9 @@ def passes(
         if not z.requires_grad:
             z = z.detach().requires_grad_()  # the backward pass ends here
         value = z.detach()  # a hook that held z itself would keep it alive
-        change = value if start is None else value - start(layer, value)
-        out = z if dim == 1 else z - change * dimmed(mm, z, targets, positions, 1 - dim)
+        base = 0 if start is None else start(layer, value)
+        out = z if dim == 1 else z - (z - base) * dimmed(mm, z, targets, positions, 1 - dim)
+        change = value - base
         on_gradient(out, lambda grad: take(layer, value, change, grad))
         return out
 
