@@ -19,8 +19,11 @@ def load_clip(
     pretrained='openai',  # weights: a name that open_clip knows, a file, or None: random
 ) -> SimpleNamespace:  # model, preprocess, tokenizer
     "A CLIP model, ready to score"
+    tag = open_clip.get_pretrained_cfg(model, str(pretrained)) or {}
     clip, _, preprocess = open_clip.create_model_and_transforms(
-        model, pretrained=None if pretrained is None else str(pretrained)
+        model,
+        pretrained=None if pretrained is None else str(pretrained),
+        force_quick_gelu=tag.get('quick_gelu', False),
     )
     return SimpleNamespace(
         model=clip.eval(), preprocess=preprocess, tokenizer=open_clip.get_tokenizer(model)
