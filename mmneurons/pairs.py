@@ -91,7 +91,10 @@ def credits(
     spec: EncoderSpec,  # of its encoder
 ) -> dict[str, str]:  # {name of the weights: licence, and the work to cite}
     "Whose work the parts of a pair are"
-    found = {config.lm: licence_of(config.lm), config.encoder: spec.licence or 'random'}
+    found = {
+        config.lm: licence_of(config.lm),
+        config.encoder: spec.licence or 'random',
+    }
     if config.projection in PUBLISHED:
         p = PUBLISHED[config.projection]
         found[f'{p.repository} {config.projection}'] = f'{p.licence}; {p.citation}'
@@ -266,7 +269,8 @@ def plan(
     with torch.device('meta'):
         encoder = Encoder(spec, config.image_size, weights=False)
     with FakeTensorMode():
-        lm = NeuronLM(AutoModelForCausalLM.from_config(lm_config, dtype=dtype))
+        model = AutoModelForCausalLM.from_config(lm_config, dtype=dtype)
+        lm = NeuronLM(model.eval().requires_grad_(False))
         patches = encoder.grid[0] * encoder.grid[1]
         needs = {
             'language model': size_of(lm) - (bytes_saved(lm, bits) if bits else 0),
@@ -445,7 +449,7 @@ def load_lm(
     folder = local_folder(config)
     lm_config = AutoConfig.from_pretrained(folder)
     with torch.device('meta'):
-        like = AutoModelForCausalLM.from_config(lm_config)
+        like = AutoModelForCausalLM.from_config(lm_config).eval()
     options = dict(quantization_config=quantiser(NeuronLM(like), dtype, bits)) if bits else {}
     with quiet():
         lm, info = type(like).from_pretrained(
@@ -462,6 +466,7 @@ def load_lm(
             f'{config.lm} does not hold the whole language model: {missing[0]} '
             f'and {len(missing) - 1} more are missing'
         )
+    lm.requires_grad_(False)
     lm.generation_config = plain_generation(folder)
     tokenizer = AutoTokenizer.from_pretrained(config.tokenizer or folder)
     if config.image_token:
