@@ -27,7 +27,6 @@ from transformers.pytorch_utils import Conv1D
 from . import __version__
 from .encoders import Encoder, EncoderSpec, encoder_spec
 from .families import FAMILIES, NeuronLM
-from .hooks import differentiable
 from .runs import write_atomic
 from .weights import PUBLISHED, WEIGHTS, Published, fetch, lm_folder, quiet
 
@@ -92,7 +91,10 @@ def credits(
     spec: EncoderSpec,  # of its encoder
 ) -> dict[str, str]:  # {name of the weights: licence, and the work to cite}
     "Whose work the parts of a pair are"
-    found = {config.lm: licence_of(config.lm), config.encoder: spec.licence or 'random'}
+    found = {
+        config.lm: licence_of(config.lm),
+        config.encoder: spec.licence or 'random',
+    }
     if config.projection in PUBLISHED:
         p = PUBLISHED[config.projection]
         found[f'{p.repository} {config.projection}'] = f'{p.licence}; {p.citation}'
@@ -202,7 +204,7 @@ def kept_bytes(
 
     table = lm.lm.get_input_embeddings().weight
     x = torch.zeros(1, positions, table.shape[1], dtype=table.dtype, requires_grad=True)
-    with differentiable(lm), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         out = lm.lm(inputs_embeds=x, logits_to_keep=1, use_cache=False)
     return sum(s.nbytes() for s in kept.values()) + out.logits.nbytes
 
@@ -267,7 +269,8 @@ def plan(
     with torch.device('meta'):
         encoder = Encoder(spec, config.image_size, weights=False)
     with FakeTensorMode():
-        lm = NeuronLM(AutoModelForCausalLM.from_config(lm_config, dtype=dtype).eval())
+        model = AutoModelForCausalLM.from_config(lm_config, dtype=dtype)
+        lm = NeuronLM(model.eval().requires_grad_(False))
         patches = encoder.grid[0] * encoder.grid[1]
         needs = {
             'language model': size_of(lm) - (bytes_saved(lm, bits) if bits else 0),
@@ -446,7 +449,7 @@ def load_lm(
     folder = local_folder(config)
     lm_config = AutoConfig.from_pretrained(folder)
     with torch.device('meta'):
-        like = AutoModelForCausalLM.from_config(lm_config)
+        like = AutoModelForCausalLM.from_config(lm_config).eval()
     options = dict(quantization_config=quantiser(NeuronLM(like), dtype, bits)) if bits else {}
     with quiet():
         lm, info = type(like).from_pretrained(
@@ -463,6 +466,7 @@ def load_lm(
             f'{config.lm} does not hold the whole language model: {missing[0]} '
             f'and {len(missing) - 1} more are missing'
         )
+    lm.requires_grad_(False)
     lm.generation_config = plain_generation(folder)
     tokenizer = AutoTokenizer.from_pretrained(config.tokenizer or folder)
     if config.image_token:
