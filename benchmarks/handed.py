@@ -15,7 +15,8 @@ import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from mmneurons.data import corpus, first_noun
+from mmneurons.data import corpus
+from mmneurons.text import first_noun
 from mmneurons.model import MultimodalLM
 from mmneurons.train import Features, channel_stats
 from mmneurons.wordnet import names_match

@@ -22,16 +22,18 @@ from PIL import Image, ImageFilter
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from .hooks import differentiable, logits_at, on_gradient, widened
-from .data import content_words, nouns
-from mmneurons.model import (
-    MultimodalLM,
+from .text import content_words, nouns
+from .runs import DataError
+from .model import MultimodalLM
+from mmneurons.hooks import (
     clamp_neurons,
+    differentiable,
     hook_neurons,
-    output_vectors,
-    post_scale,
-    readout,
+    logits_at,
+    on_gradient,
+    widened,
 )
+from .families import output_vectors, post_scale, readout
 
 # %% ../nbs/02_attribution.ipynb #f1abd670
 def token_at(
@@ -135,7 +137,7 @@ def choose_target(
     if word is None and noun:
         return Target(noun, ids[step], ids[:step], notes + whole(mm, ids, step, noun))
     if word is None:
-        raise ValueError(
+        raise DataError(
             f'the caption {text.strip()!r} has no word to attribute; name one with target'
         )
     where = f'where the caption says {noun!r}' if noun else 'at the first step'
@@ -733,7 +735,7 @@ def attribute(
     if positions not in (None, *POSITIONS):
         raise ValueError(f'positions is one of {", ".join(POSITIONS)}, not {positions!r}')
     if isinstance(images, (str, Path)):
-        raise TypeError(f'images are PIL images: open {images} with mmneurons.data.open_image')
+        raise TypeError(f'images are PIL images: open {images} with mmneurons.images.open_image')
     for name, own in dict(image_id=image_id, caption=caption).items():
         if (
             isinstance(own, (list, tuple))

@@ -37,7 +37,7 @@ def say(
     message,  # text or exception
 ):
     "One line on standard error"
-    from mmneurons.data import one_line
+    from mmneurons.images import one_line
 
     tqdm.write(f'mmneurons: {one_line(message)}', file=sys.stderr)
 
@@ -119,7 +119,7 @@ def looks(
     args,  # of `mmneurons look`
 ):  # yields (photo, Look or exception, page or None)
     "Look at each photo in turn and write its page"
-    from mmneurons.data import open_image
+    from mmneurons.images import open_image
 
     mm, taken, together = None, set(), []
     for photo in tqdm(args.photo, unit='photo', disable=None if len(args.photo) > 1 else True):
@@ -224,7 +224,8 @@ def run_train(
 ) -> int:  # exit status
     "`mmneurons train`: train a projection, or go on with a run"
     from mmneurons.data import open_data
-    from mmneurons.train import RECIPES, Features, processes, replace, train_projection
+    from mmneurons.runs import processes
+    from mmneurons.train import RECIPES, Features, replace, train_projection
 
     cfg = replace(
         RECIPES[args.recipe],
@@ -271,7 +272,8 @@ def run_sweep(
 ) -> int:  # exit status
     "`mmneurons sweep`: run the analyses over a data set, or go on with a run"
     from mmneurons.data import open_data
-    from mmneurons.sweeps import SweepConfig, processes, sweep
+    from mmneurons.runs import processes
+    from mmneurons.sweeps import SweepConfig, sweep
 
     given = {
         f.name: v for f in fields(SweepConfig) if (v := getattr(args, f.name, None)) is not None
@@ -433,7 +435,7 @@ first use, from what pip install 'mmneurons[pocket]' brings.
 LIBRARY = """
 as a library:
   from mmneurons.model import MultimodalLM
-  from mmneurons.data import open_image
+  from mmneurons.images import open_image
   from mmneurons.report import look
   mm = MultimodalLM.from_pretrained("pocket")
   print(look(mm, open_image("dog.jpg")))

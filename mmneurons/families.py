@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'Family', 'guess_family', 'family_of', 'NeuronLM', 'tiny_lm', 'norm_gain', 'output_vectors', 'post_scale',
-           'readout', 'check_sum', 'check_ablation', 'check_score', 'check_readout', 'check_family', 'random_neurons']
+           'readout', 'check_sum', 'check_ablation', 'check_score', 'check_readout', 'check_family']
 
 # %% ../nbs/005_families.ipynb #ac3478d6
 import contextlib
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
-import numpy as np, pandas as pd, torch
+import pandas as pd, torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
@@ -434,24 +434,3 @@ def check_family(
     return pd.Series(
         {c.__name__[6:]: c(mm, x) for c in (check_sum, check_ablation, check_score, check_readout)}
     )
-
-# %% ../nbs/005_families.ipynb #2e01e174
-def random_neurons(
-    neurons: pd.DataFrame,  # columns layer, unit, sign
-    n_units: int,  # neurons a layer, `mm.n_units`
-    seed: int = 0,  # of the draw
-) -> pd.DataFrame:  # columns layer, unit, sign
-    "For each neuron another one of the same layer and sign: none twice, none of the given ones, as far as a layer goes"
-    rng, drawn = np.random.default_rng(seed), [neurons[['layer', 'unit', 'sign']].head(0)]
-    for layer, group in neurons.groupby('layer'):
-        others = np.setdiff1d(np.arange(n_units), group.unit)
-        drawn.append(
-            pd.DataFrame(
-                dict(
-                    layer=layer,
-                    unit=rng.permutation(others)[: len(group)],
-                    sign=group.sign.to_numpy()[: len(others)],
-                )
-            )
-        )
-    return pd.concat(drawn, ignore_index=True)

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from mmneurons.cli import say
-from mmneurons.data import coco, nouns, webdataset
+from mmneurons.data import coco, webdataset
+from mmneurons.text import nouns
 from mmneurons.pairs import read_projection
 
 BOX = [0, 0, 9, 0, 9, 9, 0, 9]
@@ -229,7 +230,7 @@ def test_the_atlas_stays_clean(tmp_path):
     "A run whose captions, nouns and tokens are nasty"
     import pandas as pd, shutil
     from mmneurons.atlas import atlas
-    from mmneurons.sweeps import as_parquet
+    from mmneurons.runs import as_parquet
 
     run, nasty = tmp_path / 'run', NASTY + '" onerror="alert(1)" </style></script><!-- -->'
     shutil.copytree(Path(__file__).parents[1] / 'nbs' / 'data' / 'run-held-out', run)

@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image, ImageEnhance
 from tqdm.auto import tqdm
 
-from ..data import open_image
+from ..images import open_image
 from mmneurons.corpus.cutouts import (
     ARTISTS,
     CIFAR,

@@ -12,7 +12,8 @@ import matplotlib.pyplot as plt, pandas as pd, torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..model import MultimodalLM, clamp_neurons, hook_neurons
+from ..model import MultimodalLM
+from ..hooks import clamp_neurons, hook_neurons
 
 # %% ../../nbs/05b_circuits.ipynb #fe5dbbce
 def attention_out(

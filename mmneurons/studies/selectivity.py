@@ -11,7 +11,7 @@ import heapq
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, seaborn as sns
 from tqdm import tqdm
 
-from ..data import ImageError
+from ..images import ImageError
 from ..model import MultimodalLM
 from mmneurons.receptive_fields import (
     drawable,
