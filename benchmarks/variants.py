@@ -1,10 +1,10 @@
-"""Which eye to train: grid, network, block and language model, each trained alike for a short while on the same pictures.
+"""Which encoder features to train on: grid, network, layer and language model, each trained alike for a short while.
 
-    python benchmarks/variants.py --corpus data/corpus        a quarter of an hour a variant on one core; stopped, it goes on where it was
+    python benchmarks/variants.py --corpus data/corpus      a quarter of an hour a variant on one core
 
-A row of nbs/data/variants.csv is a variant: its grid, the validation loss, the share of held-out pictures whose caption names the
-thing, and where the highest readable units fire, inside the thing's mask against outside, beside random ones (area under the curve,
-activations less their mean at each patch).
+A run that was stopped goes on where it was. A row of nbs/data/variants.csv is a variant: its grid, the validation loss, the
+share of held-out images whose caption names the object, and the area under the curve of the highest interpretable neurons
+inside the object's mask, beside random ones (activations less their mean at each patch).
 """
 
 import argparse, time
@@ -24,7 +24,8 @@ from mmneurons.neurons import matched
 from mmneurons.stats import interval, roc_auc
 from mmneurons.encoders import ENCODERS, SOURCES, Encoder
 from mmneurons.model import MultimodalLM
-from mmneurons.receptive_fields import patch_activations, position_mean, to_pixels, unit_activations
+from mmneurons.activations import patch_activations, unit_activations
+from mmneurons.receptive_fields import position_mean, to_pixels
 from mmneurons.train import Features, TrainConfig, train_projection
 from mmneurons.wordnet import names_match
 
@@ -70,7 +71,7 @@ def some(data, n):
 
 
 def inside(mm, examples, train, pool):
-    "For each picture: area under the curve of its 25 highest readable units in the thing's mask, and of random ones"
+    "For each image: area under the curve of its 25 highest interpretable neurons in the object's mask, and of random ones"
     usual, rows = position_mean(mm, [ex.image for ex in some(train, 48)]), []
     for i, ex in enumerate(tqdm(examples, desc='where they fire')):
         try:

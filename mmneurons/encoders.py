@@ -14,6 +14,7 @@ from PIL import Image
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
+from .runs import needs
 from .weights import check_sha256, wheel_file
 
 # %% ../nbs/006_encoders.ipynb #902ba3cd
@@ -129,8 +130,7 @@ def _transformers_spec(name):
 
 # %% ../nbs/006_encoders.ipynb #bd307a3e
 def _open_clip_spec(name):
-    import open_clip
-
+    open_clip = needs('open_clip', 'clip', 'an encoder of open_clip')
     arch, _, tag = name.partition('/')
     cfg, vision = (
         open_clip.get_pretrained_cfg(arch, tag),
@@ -241,8 +241,7 @@ def _transformers_map(model, pixels, name):
 
 # %% ../nbs/006_encoders.ipynb #f6e1126c
 def _open_clip_build(spec, pretrained):
-    import open_clip
-
+    open_clip = needs('open_clip', 'clip', 'an encoder of open_clip')
     vision = spec.kwargs.get('vision_cfg') or (open_clip.get_model_config(spec.name) or {}).get(
         'vision_cfg', {}
     )

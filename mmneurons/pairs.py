@@ -27,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 from . import __version__
 from .encoders import Encoder, EncoderSpec, encoder_spec
 from .families import FAMILIES, NeuronLM
+from .hooks import differentiable
 from .runs import write_atomic
 from .weights import PUBLISHED, WEIGHTS, Published, fetch, lm_folder, quiet
 
@@ -91,10 +92,7 @@ def credits(
     spec: EncoderSpec,  # of its encoder
 ) -> dict[str, str]:  # {name of the weights: licence, and the work to cite}
     "Whose work the parts of a pair are"
-    found = {
-        config.lm: licence_of(config.lm),
-        config.encoder: spec.licence or 'random',
-    }
+    found = {config.lm: licence_of(config.lm), config.encoder: spec.licence or 'random'}
     if config.projection in PUBLISHED:
         p = PUBLISHED[config.projection]
         found[f'{p.repository} {config.projection}'] = f'{p.licence}; {p.citation}'
@@ -212,7 +210,7 @@ def kept_bytes(
 
     table = lm.lm.get_input_embeddings().weight
     x = torch.zeros(1, positions, table.shape[1], dtype=table.dtype, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+    with differentiable(lm), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         out = lm.lm(inputs_embeds=x, logits_to_keep=1, use_cache=False)
     return sum(s.nbytes() for s in kept.values()) + out.logits.nbytes
 

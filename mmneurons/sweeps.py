@@ -38,8 +38,8 @@ from .text import first_noun
 from .decoding import decode, decode_prompt, random_vectors, words
 from .model import MultimodalLM
 from .overlaps import iou
-from .receptive_fields import patch_activations, position_mean, to_pixels, unit_activations
-from .train import Patched
+from .activations import patch_activations, unit_activations
+from .receptive_fields import position_mean, to_pixels
 from .wordnet import related_words
 
 # %% ../nbs/06_sweep.ipynb #902ba3cd
@@ -190,7 +190,7 @@ def describe_model(
     )
 
 # %% ../nbs/06_sweep.ipynb #4d134bc0
-class Sweep(RunFolder, Patched):
+class Sweep(RunFolder):
     "One run, as one of its processes sees it"
 
     def __init__(

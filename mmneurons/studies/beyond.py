@@ -15,7 +15,8 @@ from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
 from ..ablation import ablate
-from ..attribution import Attribution, batch_inputs, token_at, top_neurons
+from ..attribution import Attribution, batch_inputs, top_neurons
+from ..targets import token_at
 from ..hooks import hook_neurons, logits_at
 from ..stats import interval
 from ..neurons import random_neurons

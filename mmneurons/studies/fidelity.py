@@ -8,7 +8,9 @@ __all__ = ['GUESSES', 'written', 'sampled', 'fidelity', 'rank_correlations', 'pa
 # %% ../../nbs/02a_fidelity.ipynb #ac3478d6
 import numpy as np, pandas as pd, torch
 
-from ..attribution import Target, ablation_effects, attribute, top_neurons
+from ..targets import Target
+from ..methods import ablation_effects
+from ..attribution import attribute, top_neurons
 from ..model import MultimodalLM
 from ..hooks import hook_neurons
 from ..families import output_vectors, post_scale

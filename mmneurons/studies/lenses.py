@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
-from ..attribution import choose_target
+from ..targets import choose_target
 from ..model import MultimodalLM
 from ..families import output_vectors
 

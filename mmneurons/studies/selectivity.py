@@ -13,14 +13,8 @@ from tqdm import tqdm
 
 from ..images import ImageError
 from ..model import MultimodalLM
-from mmneurons.receptive_fields import (
-    drawable,
-    heatmap,
-    overlay,
-    patch_activations,
-    reference,
-    unit_activations,
-)
+from ..receptive_fields import drawable, heatmap, overlay, reference
+from ..activations import patch_activations, unit_activations
 
 # %% ../../nbs/04b_selectivity.ipynb #902ba3cd
 def _opened(dataset, desc):
