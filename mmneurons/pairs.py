@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'LICENCES', 'CARD', 'ModelConfig', 'licence_of', 'credits', 'read_projection', 'check_projection',
-           'load_projection', 'save_projection', 'lm_source', 'kept_bytes', 'Plan', 'size_of', 'whole_modules',
+           'load_projection', 'save_projection', 'lm_config_of', 'kept_bytes', 'Plan', 'size_of', 'whole_modules',
            'bytes_saved', 'plan', 'free_memory', 'require_memory', 'smaller', 'Slice', 'weight_files', 'lazy_weights',
            'local_folder', 'plain_generation', 'quantiser', 'load_lm', 'write_pair', 'Pair', 'read_pair', 'find_pair',
            'usual_defaults', 'Parts', 'load_parts', 'projection_file']
@@ -176,16 +176,24 @@ def save_projection(
     )
 
 # %% ../nbs/007_pairs.ipynb #91032ad7
-def lm_source(
+def lm_config_of(
     config: ModelConfig,  # of the pair
-) -> dict:  # arguments for transformers' `from_pretrained`
-    "Where the language model comes from: a converted package, a folder, or the hub"
-    if config.lm in WEIGHTS:
-        return dict(pretrained_model_name_or_path=lm_folder(config.lm))
-    return dict(
-        pretrained_model_name_or_path=config.lm,
-        **(dict(revision=config.lm_revision) if config.lm_revision else {}),
-    )
+):  # transformers' configuration
+    "The language model's configuration, from a converted package, a folder, or the hub"
+    name = lm_folder(config.lm) if config.lm in WEIGHTS else config.lm
+    try:
+        found = AutoConfig.from_pretrained(name, revision=config.lm_revision or 'main')
+    except OSError as e:
+        raise OSError(
+            f'the language model {config.lm} is no folder, not in the cache, and cannot be '
+            f'fetched from the hub: {str(e).splitlines()[0]}'
+        ) from None
+    if getattr(found, 'quantization_config', None):
+        raise ValueError(
+            f"{config.lm} is stored quantised, and so are its neurons' directions; take the "
+            'checkpoint in half precision, with bits=8 or bits=4 where memory is short'
+        )
+    return found
 
 # %% ../nbs/007_pairs.ipynb #472b07b9
 def kept_bytes(
@@ -258,13 +266,8 @@ def plan(
     bits: int | None = None,  # 8 or 4: of the quantised layers
 ) -> Plan:
     "Build the pair without its weights and send an image without content through it"
-    lm_config = lm_config or AutoConfig.from_pretrained(**lm_source(config))
-    if getattr(lm_config, 'quantization_config', None):
-        raise ValueError(
-            f"{config.lm} is stored quantised, and so are its neurons' directions; take the "
-            'checkpoint in half precision, with bits=8 or bits=4 where memory is short'
-        )
-    with torch.device('meta'):
+    lm_config = lm_config or lm_config_of(config)
+    with quiet(), torch.device('meta'):
         encoder = Encoder(spec, config.image_size, weights=False)
     with FakeTensorMode():
         model = AutoModelForCausalLM.from_config(lm_config, dtype=dtype)
