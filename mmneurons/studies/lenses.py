@@ -60,7 +60,9 @@ def jacobian_lens(
     images: Iterable,  # images or `Seen`s: the mean is over them
     sweeps: int = 1,  # how often every direction is measured, each time on other images
     seed: int = 0,  # of the directions
-) -> torch.Tensor:  # (layer, d_model, d_model); zero in the last layer, which is never read at the image
+) -> (
+    torch.Tensor
+):  # (layer, d_model, d_model); zero in the last layer, which is never read at the image
     "Mean effect of a vector at the image positions of each layer on the residual stream that predicts the noun"
     images, d = list(images), mm.d_model
     maps = torch.zeros(mm.n_layers, d, d, device=mm.device)
