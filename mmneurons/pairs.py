@@ -267,7 +267,8 @@ def plan(
     with torch.device('meta'):
         encoder = Encoder(spec, config.image_size, weights=False)
     with FakeTensorMode():
-        lm = NeuronLM(AutoModelForCausalLM.from_config(lm_config, dtype=dtype).eval())
+        model = AutoModelForCausalLM.from_config(lm_config, dtype=dtype)
+        lm = NeuronLM(model.eval().requires_grad_(False))
         patches = encoder.grid[0] * encoder.grid[1]
         needs = {
             'language model': size_of(lm) - (bytes_saved(lm, bits) if bits else 0),
@@ -446,7 +447,7 @@ def load_lm(
     folder = local_folder(config)
     lm_config = AutoConfig.from_pretrained(folder)
     with torch.device('meta'):
-        like = AutoModelForCausalLM.from_config(lm_config)
+        like = AutoModelForCausalLM.from_config(lm_config).eval()
     options = dict(quantization_config=quantiser(NeuronLM(like), dtype, bits)) if bits else {}
     with quiet():
         lm, info = type(like).from_pretrained(
@@ -463,6 +464,7 @@ def load_lm(
             f'{config.lm} does not hold the whole language model: {missing[0]} '
             f'and {len(missing) - 1} more are missing'
         )
+    lm.requires_grad_(False)
     lm.generation_config = plain_generation(folder)
     tokenizer = AutoTokenizer.from_pretrained(config.tokenizer or folder)
     if config.image_token:

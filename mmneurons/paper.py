@@ -22,7 +22,8 @@ from .ablation import curve_means, plot_curve, relative
 from .stats import interval, ks
 from .decoding import words
 from .receptive_fields import overlay, to_pixels
-from .sweeps import SCHEMAS, chosen_half, read_table
+from .sweeps import SCHEMAS, chosen_half
+from .corpus.cutouts import read_table
 
 # %% ../nbs/06a_paper.ipynb #902ba3cd
 class Run:
