@@ -160,21 +160,22 @@ def test_json_and_one_page_for_all(tmp_path):
     for name in ('dog', 'boat'):
         shutil.copy(GALLERY / f'{name}.jpg', tmp_path)
     done = run(
-        'look',
-        'dog.jpg',
-        'gone.jpg',
-        'boat.jpg',
-        '--json',
-        '--out',
-        'all.html',
-        cwd=tmp_path,
+        'look', 'dog.jpg', 'gone.jpg', 'boat.jpg', '--json', '--out', 'all.html', cwd=tmp_path
     )
     dog, gone, boat = map(json.loads, done.stdout.splitlines())
     assert done.returncode == 1 and gone == dict(
         image='gone.jpg', error='gone.jpg: there is no such file'
     )
     for found in (dog, boat):
-        assert {'caption', 'target', 'p_target', 'trust', 'relation', 'seed', 'weights'} < found.keys()
+        assert {
+            'caption',
+            'target',
+            'p_target',
+            'trust',
+            'relation',
+            'seed',
+            'weights',
+        } < found.keys()
         assert found['page'] == 'all.html' and 0 < found['p_target'] <= 1
         assert len(found['carried']) == 5 and len(found['carried'][0]['tokens']) == 10
         scores = [n['score'] for n in found['carried']]
@@ -185,7 +186,8 @@ def test_json_and_one_page_for_all(tmp_path):
     page = Page(tmp_path / 'all.html')
     assert (
         len(page.all('article')) == 2
-        and page.source.count('class="heat"') == sum(len(f['carried'] + f['means']) for f in (dog, boat))
+        and page.source.count('class="heat"')
+        == sum(len(f['carried'] + f['means']) for f in (dog, boat))
         and 'Other images where it is active' in page.text
     )
 
