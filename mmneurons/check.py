@@ -28,6 +28,7 @@ from .neurons import KEY, neuron_name, random_ranking
 from .overlaps import iou
 from .paper import PUBLISHED_IOU, PUBLISHED_S3, PUBLISHED_UNITS
 from .receptive_fields import field_mask, heatmap
+from .runs import DataError
 
 # %% ../nbs/06b_check.ipynb #c8row001
 def row(
@@ -145,7 +146,11 @@ def mean_field_iou(
     example,  # an image with masks
 ) -> float:  # nan where no neuron is interpretable, or nothing is masked
     "IoU of the mean map's field with the mask that it fits best (Figure S.1)"
-    top = paper_top(mm, seen := mm.see(example.image))
+    seen = mm.see(example.image)
+    try:
+        top = paper_top(mm, seen)
+    except DataError:  # a caption without a noun
+        return np.nan
     best = top[top.interpretable].head(5)
     if not len(best) or not example.masks:
         return np.nan
@@ -182,18 +187,20 @@ def ablated_caption(
     ks: tuple[int, int, int] = (0, 800, 6400),  # neurons ablated
 ) -> Iterator[dict]:
     "The caption of one image as its neurons are ablated (Table S.3)"
-    seen = mm.see(example.image)
-    a = attribute(mm, seen, paper=True)
-    top = top_neurons(a, ks[-1])
+    seen, (_, some, most) = mm.see(example.image), ks
+    intact, changed = (published[example.image_id, k] for k in (0, some))
+    same = seen.caption == intact
+    yield row(f'caption of {example.image_id}', intact, seen.caption, 'the same', same)
+    try:
+        a = attribute(mm, seen, paper=True)
+    except DataError as e:
+        yield row(f'P(noun), {most} ablated', 0.2, str(e), 'below .5 of the intact', False)
+        return
+    top = top_neurons(a, most)
     arms = dict(top=top, random=random_ranking(top, mm.n_units, seed=0))
     curve = ablation_curve(mm, [seen], [a], arms, ks, value='zero')
     curve = curve.drop_duplicates(['arm', 'n_ablated']).set_index(['arm', 'n_ablated'])
     caption, p = curve.caption, curve.p_target / a.prob
-    _, some, most = ks
-    intact, changed = (published[example.image_id, k] for k in (0, some))
-    yield row(
-        f'caption of {example.image_id}', intact, seen.caption, 'the same', seen.caption == intact
-    )
     found = caption['top', some]
     yield row(f'{some} ablated', changed, found, 'not the intact one', found != intact)
     left = p['top', most]
@@ -236,7 +243,12 @@ def record(
     "What the pair gives for some images, for the table that `check` compares with"
     rows, own = [], projection_hash(mm)
     for example in examples:
-        a = attribute(mm, example.image, image_id=example.image_id)
+        seen = mm.see(example.image)
+        try:
+            a = attribute(mm, seen)
+        except DataError:  # a caption without a noun
+            rows.append((own, example.image_id, seen.caption, '', np.nan, ''))
+            continue
         names = [neuron_name(r.layer, r.unit, r.sign) for r in top_neurons(a, k).itertuples()]
         rows.append((own, example.image_id, a.caption, a.target, a.prob, ' '.join(names)))
     return pd.DataFrame(rows, columns=['projection', 'image', 'caption', 'target', 'p', 'neurons'])
