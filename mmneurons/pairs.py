@@ -6,8 +6,8 @@
 __all__ = ['PRESETS', 'LICENCES', 'CARD', 'ModelConfig', 'licence_of', 'credits', 'read_projection', 'check_projection',
            'load_projection', 'save_projection', 'lm_config_of', 'kept_bytes', 'Plan', 'size_of', 'whole_modules',
            'bytes_saved', 'plan', 'free_memory', 'require_memory', 'smaller', 'Slice', 'weight_files', 'lazy_weights',
-           'local_folder', 'plain_generation', 'quantiser', 'load_lm', 'write_pair', 'Pair', 'read_pair', 'find_pair',
-           'usual_defaults', 'Parts', 'load_parts', 'projection_file']
+           'local_folder', 'only_special_tokens', 'quantiser', 'load_lm', 'write_pair', 'Pair', 'read_pair',
+           'find_pair', 'usual_defaults', 'Parts', 'load_parts', 'projection_file', 'default_pair']
 
 # %% ../nbs/007_pairs.ipynb #ac3478d6
 import contextlib, importlib.util, io, json, lzma, pickle, sys
@@ -402,7 +402,7 @@ def local_folder(
     return Path(folder)
 
 # %% ../nbs/007_pairs.ipynb #c7load05
-def plain_generation(
+def only_special_tokens(
     folder: Path,  # of a language model
 ) -> GenerationConfig:
     "The checkpoint's begin, end and padding tokens, and nothing else of its generation settings"
@@ -468,7 +468,7 @@ def load_lm(
             f'and {len(missing) - 1} more are missing'
         )
     lm.requires_grad_(False)
-    lm.generation_config = plain_generation(folder)
+    lm.generation_config = only_special_tokens(folder)
     tokenizer = AutoTokenizer.from_pretrained(config.tokenizer or folder)
     if config.image_token:
         tokenizer.add_special_tokens(dict(cls_token=config.image_token))
@@ -672,3 +672,19 @@ def projection_file(
     raise ValueError(
         f'{label} comes without a projection: name a file, or train one from projection=False'
     )
+
+# %% ../nbs/007_pairs.ipynb #c7defp01
+def default_pair() -> str:  # a key of `PRESETS`
+    "The paper's pair on a GPU that has room for it, the pocket elsewhere; one line says which, and why"
+    if not torch.cuda.is_available():
+        name, why = 'pocket', 'there is no GPU here'
+    elif (free := free_memory('cuda')) < 15e9:
+        name, why = 'pocket', f'{free / 1e9:.0f} GB are free on the GPU, limber-beit needs 15'
+    else:
+        try:
+            lm_config_of(PRESETS['limber-beit'])
+            name, why = 'limber-beit', f'{free / 1e9:.0f} GB are free on the GPU'
+        except OSError:
+            name, why = 'pocket', 'there is a GPU, but GPT-J is not in the cache and no hub answers'
+    print(f'{name}: {why}')
+    return name
