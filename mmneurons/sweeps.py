@@ -19,7 +19,18 @@ from fastcore.basics import patch
 from PIL import Image
 
 from . import __version__
-from .runs import FAILURES, KEY_TYPES, DataError, RunFolder, as_table, data_fingerprint, in_halves, out_of_memory, read_parts, schema
+from mmneurons.runs import (
+    FAILURES,
+    KEY_TYPES,
+    DataError,
+    RunFolder,
+    as_table,
+    data_fingerprint,
+    in_halves,
+    out_of_memory,
+    read_parts,
+    schema,
+)
 from .neurons import KEY, matched, random_ranking, random_units
 from .ablation import ablation_curve, against_original, paper_ks
 from .attribution import attribute, top_neurons
