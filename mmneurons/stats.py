@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['interval', 'permutation_p', 'paired', 'ks', 'rank_correlation', 'roc_auc', 'average_precision', 'benjamini_hochberg',
-           'false_discoveries']
+           'label_permutations', 'false_discoveries']
 
 # %% ../nbs/009_stats.ipynb #8bd25f3d
 import warnings
@@ -123,15 +123,25 @@ def benjamini_hochberg(
     return stats.false_discovery_control(p, method='bh')
 
 # %% ../nbs/009_stats.ipynb #53338c5c
+def label_permutations(
+    statistic,  # `statistic(labels)` → a number
+    labels,  # of the items, such as the class of each image or the concept of each column
+    n: int = 500,  # permutations
+    seed: int = 0,  # of the permutations
+) -> np.ndarray:  # (n,)
+    "The statistic when the labels are dealt out at random"
+    labels, rng = np.asarray(labels), np.random.default_rng(seed)
+    return np.array([statistic(rng.permutation(labels)) for _ in range(n)])
+
+
 def false_discoveries(
     count,  # `count(labels)` → how many pass
-    labels,  # of the items, such as the class of each image or the concept of each column
+    labels,  # as in `label_permutations`
     n: int = 500,  # permutations
     seed: int = 0,  # of the permutations
 ) -> dict:  # found, expected, lo, hi, p, fdr, n
     "How many pass, and how many do when the labels are dealt out at random: mean and middle 95 %"
-    labels, rng = np.asarray(labels), np.random.default_rng(seed)
-    found, chance = count(labels), np.array([count(rng.permutation(labels)) for _ in range(n)])
+    found, chance = count(np.asarray(labels)), label_permutations(count, labels, n, seed)
     lo, hi = np.percentile(chance, [2.5, 97.5])
     return dict(
         found=found,
