@@ -19,19 +19,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from . import __version__
-from mmneurons.manual import (
-    NOTEBOOKS,
-    NOTEBOOKS_EXAMPLES,
-    PAPER,
-    PAPER_EXAMPLES,
-    SWEEP,
-    SWEEP_DATA,
-    SWEEP_EXAMPLES,
-    TRAIN,
-    TRAIN_DATA,
-    TRAIN_EXAMPLES,
-    TRAIN_FILES,
-)
+from .manual import NOTEBOOKS, NOTEBOOKS_EXAMPLES, PAPER, PAPER_EXAMPLES, SWEEP, SWEEP_DATA, SWEEP_EXAMPLES, TRAIN, TRAIN_DATA, TRAIN_EXAMPLES, TRAIN_FILES
 
 # %% ../nbs/10_cli.ipynb #902ba3cd
 def say(
@@ -171,7 +159,8 @@ def printed(
     as_json: bool,  # one line of JSON, or text
 ) -> str:  # without a line break at the end
     "What standard output gets for one image"
-    from mmneurons.report import as_dict, as_text
+    from mmneurons.report import as_dict
+    from mmneurons.check import as_text
 
     if as_json:
         return json.dumps(as_dict(found) | dict(page=page and str(page)))
@@ -354,8 +343,7 @@ def run_check(
     args,  # of `mmneurons check`
 ) -> int:  # exit status
     "`mmneurons check`: compare a pair with what is published for it"
-    from mmneurons.report import as_text
-    from mmneurons.check import check, exit_status
+    from mmneurons.check import as_text, check, exit_status
 
     table = check(load(args), args.coco)
     tqdm.write(as_text(table))
