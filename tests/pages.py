@@ -3,7 +3,7 @@
 `nbdev_docs` would run each cell that imports something, without the cells before it on which it builds. Here no cell is
 run: the chapters' outputs are saved, and only the documentation of what they export is made afresh."""
 
-import ast, inspect, os, shutil, subprocess, sys
+import ast, inspect, os, re, shutil, subprocess, sys
 from importlib import import_module
 from pathlib import Path
 from execnb.nbio import read_nb, write_nb
@@ -38,6 +38,7 @@ class document(Processor):
         for call in _show_docs(cell.parsed_() or []):
             name = symbol(call)
             found = eval(name, self.names)
+            found = found.fget if isinstance(found, property) else found
             texts = [doc(found, name, 3)] + [
                 doc(f, n, 4) for n, f in members(found, name).items() if n not in self.shown
             ]
@@ -77,13 +78,20 @@ def doc(obj, name, level):
 
 def link(cell):
     "Link the symbols in prose and in documentation to their pages; nbdev would do so inside the code of signatures too"
-    lookup = NbdevLookup()
     if cell.cell_type == 'markdown':
-        cell.source = lookup.linkify(cell.source)
+        cell.source = linked(cell.source)
     for output in cell.get('outputs', []):
         if 'text/markdown' in output.get('data', {}):
-            text = lookup.linkify(''.join(output.data['text/markdown']))
+            text = linked(''.join(output.data['text/markdown']))
             output.data['text/markdown'] = text.splitlines(True)
+
+
+def linked(text):
+    "`text` with its symbols linked, except those inside a link"
+    lookup, parts = NbdevLookup(), re.split(r'(\[[^]\n]*\]\([^)\n]*\))', text)
+    held = {f'⟦{i}⟧': part for i, part in enumerate(parts) if i % 2}
+    text = lookup.linkify(''.join(f'⟦{i}⟧' if i % 2 else part for i, part in enumerate(parts)))
+    return re.sub(r'⟦\d+⟧', lambda mark: held[mark[0]], text)
 
 
 def keep(cell):
