@@ -9,8 +9,6 @@ __all__ = ['attention_out', 'hook_heads', 'feeders', 'hold_heads', 'silenced', '
 import contextlib
 
 import matplotlib.pyplot as plt, pandas as pd, torch
-from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from ..model import MultimodalLM
 from ..hooks import clamp_neurons, hook_neurons
@@ -21,14 +19,10 @@ def attention_out(
     layer: int,  # 0 is the first block
 ):
     "The output projection of one block's attention: its input is what the heads say, one after the other"
-    found = [
-        m
-        for name, m in mm.blocks[layer].named_modules()
-        if 'att' in name and isinstance(m, (nn.Linear, Conv1D))
-    ]
-    if not found:
-        raise ValueError(f'no attention with a linear output in block {layer} of this model')
-    return found[-1]
+    found = mm.attention(layer)
+    if found is None:
+        raise ValueError(f'block {layer} of this model has no attention')
+    return found
 
 # %% ../../nbs/05b_circuits.ipynb #0ade7c2c
 @contextlib.contextmanager
