@@ -252,7 +252,11 @@ def _open_clip_build(spec, pretrained):
     tag = open_clip.get_pretrained_cfg(spec.name, spec.pretrained) if spec.pretrained else {}
     options = dict(force_quick_gelu=tag.get('quick_gelu', False)) | spec.kwargs
     return open_clip.create_model(
-        spec.name, spec.pretrained if pretrained else None, force_image_size=size, **options
+        spec.name,
+        spec.pretrained if pretrained else None,
+        force_image_size=size,
+        device=torch.get_default_device(),  # also 'meta', where only the shapes are wanted
+        **options,
     ).visual
 
 # %% ../nbs/006_encoders.ipynb #887309d0

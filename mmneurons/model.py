@@ -404,4 +404,6 @@ def tiny_model(
         eos_token='<eos>',
     )
     tok.backend_tokenizer.pre_tokenizer = Whitespace()
-    return MultimodalLM(Encoder(encoder), lm, tok, ModelConfig(kind, encoder))
+    with torch.random.fork_rng([]):
+        torch.random.default_generator.manual_seed(seed)
+        return MultimodalLM(Encoder(encoder), lm, tok, ModelConfig(kind, encoder))
