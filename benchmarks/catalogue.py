@@ -25,10 +25,10 @@ from mmneurons.catalogue import (
     concept_words,
     find_neurons,
     image_activations,
-    projection_hash,
     promoting_neurons,
     with_tokens,
 )
+from mmneurons.naming import projection_hash
 from mmneurons.data import Reader, corpus
 from mmneurons.hooks import hook_neurons
 from mmneurons.model import MultimodalLM
@@ -134,7 +134,9 @@ def run_words(args, mm):
     found = Catalogue.load(ASSET)
     rows = found.rows.query('place == "image"').drop_duplicates([*KEY, 'concept'])
     rows = rows[[*KEY, 'concept', 'data']].reset_index(drop=True)
-    words = concept_words(mm, sorted({c for d in found.about['data'].values() for c in d['concepts']}))
+    words = concept_words(
+        mm, sorted({c for d in found.about['data'].values() for c in d['concepts']})
+    )
     words = words[words.text.str.fullmatch(' [a-z]+')]
     leads = ('', 'I saw a', 'This is about the', 'They talked about')
     text = torch.stack([text_activations(mm, words.token.tolist(), lead) for lead in leads])
@@ -169,7 +171,9 @@ def run_styles(args, mm):
             here = (style == name).to_numpy()
             auc = roc_auc(values[None, here], own[row.concept][here])[0]
             n = int(own[row.concept][here].sum())
-            parts.append({c: getattr(row, c) for c in (*KEY, 'concept')} | dict(style=name, auc=auc, n=n))
+            parts.append(
+                {c: getattr(row, c) for c in (*KEY, 'concept')} | dict(style=name, auc=auc, n=n)
+            )
     write(args, 'styles', pd.DataFrame(parts), mm)
 
 
@@ -177,7 +181,9 @@ def run_meaning(args, mm):
     "Held-out test images: is the noun among the tokens of the first three neurons, asked for it or for another?"
     found, work = Catalogue.load(ASSET), Path(args.work) / 'meaning.csv'
     catalogue = found.rows.query('data == "CIFAR-10"')
-    known = ActivationRun(mm, cifar(args.corpus, 'train', args.n), Path(args.work) / 'cifar' / 'images')
+    known = ActivationRun(
+        mm, cifar(args.corpus, 'train', args.n), Path(args.work) / 'cifar' / 'images'
+    )
     acts = [known.layer(layer) for layer in range(mm.n_layers)]
     mean, spread = (np.stack([getattr(a, f)(1) for a in acts]) for f in ('mean', 'std'))
     data = cifar(args.corpus, 'cifar_test', 50, skip=50)

@@ -21,11 +21,13 @@ from tqdm.auto import tqdm
 
 from . import __version__
 from .activations import Baseline, fingerprint
-from .attribution import attribute, first_token
+from .attribution import attribute
+from .targets import first_token
 from .data import Reader, gallery
 from .decoding import decode, english_words
 from .hooks import clamp_neurons, hook_neurons
-from .model import MultimodalLM, output_vectors, readout
+from .model import MultimodalLM
+from .families import output_vectors, readout
 from .neurons import KEY
 from .receptive_fields import heatmap
 from .runs import RunFolder, data_fingerprint, in_halves, read_parts, schema, write_atomic

@@ -23,7 +23,8 @@ from mmneurons.catalogue import (
 from mmneurons.data import Example, Reader
 from mmneurons.hooks import hook_neurons
 from mmneurons.images import ImageError
-from mmneurons.model import output_vectors, readout, tiny_model
+from mmneurons.families import output_vectors, readout
+from mmneurons.model import tiny_model
 
 COLOURS = dict(dog=(210, 40, 40), cat=(40, 210, 40), horse=(40, 40, 210))
 
@@ -133,7 +134,11 @@ def test_a_planted_neuron_is_found_and_what_promotes_another_word_is_not(tmp_pat
     for catalogue in (found, None):
         meant = meaning_neurons(mm, shown, 'dog', catalogue, k=50)
         assert ((meant.layer == 1) & (meant.unit == unit) & (meant.sign == sign)).any()
-        assert not len(meaning_neurons(mm, data['cat1'].image, 'dog', catalogue).query('layer == 1 and unit == @unit'))
+        assert not len(
+            meaning_neurons(mm, data['cat1'].image, 'dog', catalogue).query(
+                'layer == 1 and unit == @unit'
+            )
+        )
 
     plant(mm, 1, unit, sign, 'cat')
     other = find_neurons(mm, data, effects=0, permutations=500)
@@ -152,12 +157,17 @@ def random_evidence(seed, aligned=0):
     names = [f'c{i}' for i in range(c)]
     columns = pd.MultiIndex.from_tuples([(name, name) for name in names])
     evidence = Evidence((1,), names)
-    evidence.add('image', 0, np.stack([auc, auc, 0 * auc + 1]), pd.DataFrame(scores, columns=columns))
+    evidence.add(
+        'image', 0, np.stack([auc, auc, 0 * auc + 1]), pd.DataFrame(scores, columns=columns)
+    )
     return evidence
 
 
 def test_without_alignment_as_many_are_found_as_chance_gives():
-    tables = [random_evidence(seed).table(500).query('layer == -1 and stage == "confirmed"') for seed in range(40)]
+    tables = [
+        random_evidence(seed).table(500).query('layer == -1 and stage == "confirmed"')
+        for seed in range(40)
+    ]
     first = pd.concat(t[t.auc == 0.9] for t in tables)
     assert first.expected.mean() == pytest.approx(60, abs=2)
     assert first.found.mean() == pytest.approx(60, abs=5)
