@@ -43,7 +43,7 @@ class Family:
     )
     mixer: str | None = None  # the same of what stands in place of attention in some blocks, if any
     post_norm: str | None = None  # a norm that follows the MLP inside the block, if any
-    scale: str | None = None  # the configuration's name for a factor on the MLP's output, if any
+    scale: str | None = None  # a factor on the MLP's output, from a block, if any
     project: str | None = (
         None  # a linear layer between final norm and head, from the decoder, if any
     )
@@ -304,7 +304,7 @@ def output_vectors(
         raise ValueError('the weights are quantised; load the model in a floating-point dtype')
     vectors = (down.weight.T if isinstance(down, nn.Linear) else down.weight)[units]
     if family.scale:
-        vectors = vectors * getattr(mm.lm.config.get_text_config(), family.scale)
+        vectors = vectors * getattr(mm.blocks[layer], family.scale)
     if family.post_norm is None:
         return vectors
     return vectors * norm_gain(mm, attrgetter(family.post_norm)(mm.blocks[layer]))
@@ -381,14 +381,11 @@ def check_sum(
     x,  # (batch, position, d_model), any input
 ) -> float:  # relative error
     "(a) Without attention, do activation × output vector + bias add up to all that each block adds?"
-    errors, scale = [], 1.0
-    if mm.family.scale:
-        scale = getattr(mm.lm.config.get_text_config(), mm.family.scale)
-    other = x.clone()
+    errors, other = [], x.clone()
     other[:, 0] = x[:, 0].roll(1, -1)
     (added, acts), (_, moved) = (_added(mm, v, *_silenced(mm)) for v in (x, other))
     for layer, want in added.items():
-        bias = mm.down(layer).bias
+        bias, scale = mm.down(layer).bias, getattr(mm.blocks[layer], mm.family.scale or '', 1.0)
         got = acts[layer] @ output_vectors(mm, layer) + (0 if bias is None else bias * scale)
         if mm.family.post_norm:
             got, want = _normalized(got), _normalized(want)
