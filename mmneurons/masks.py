@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from .images import open_image
+from .runs import needs
 
 # %% ../nbs/00b_masks.ipynb #5b384ce3
 def open_mask(path: str | Path) -> np.ndarray:  # bool (height, width)
@@ -56,8 +57,7 @@ def coco_mask(
     width: int,  # pixels
 ) -> np.ndarray:  # bool (height, width)
     "The mask of one annotation, a polygon or a run-length code, or an error that says what is wrong with it"
-    from pycocotools import mask as rle
-
+    rle = needs('pycocotools.mask', 'coco', 'a mask of COCO')
     found, size = a['segmentation'], [height, width]
     if isinstance(found, dict):
         if found['size'] != size:
