@@ -233,7 +233,7 @@ def widened(
 def _one_column(head, inputs, logits, tokens):
     "The same logits; the gradient reads a row of the head's weights for each token, not all of them"
     rows = head.weight[tokens]
-    own, i = (inputs[:, 0].to(rows) * rows).sum(-1).to(logits.device), torch.arange(len(tokens))
+    own, i = (inputs[:, 0].to(rows) * rows).sum(-1).to(logits.device), list(range(len(tokens)))
     out = logits.detach().clone()
     out[i, 0, tokens] += own - own.detach()
     return out
