@@ -19,7 +19,9 @@ from transformers import AutoModelForCausalLM
 
 from mmneurons.attribution import METHODS, Target, _reduced, attribute, passes
 from mmneurons.data import gallery
-from mmneurons.model import ENCODERS, Encoder, ModelConfig, MultimodalLM, tiny_model
+from mmneurons.encoders import ENCODERS, Encoder
+from mmneurons.pairs import ModelConfig
+from mmneurons.model import MultimodalLM, tiny_model
 
 SHAPES = dict(
     gptj12=dict(

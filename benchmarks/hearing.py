@@ -27,8 +27,9 @@ from mmneurons.studies.hearing import (
     spectrogram,
     word_scores,
 )
-from mmneurons.model import MultimodalLM, random_neurons
-from mmneurons.overlaps import roc_auc
+from mmneurons.neurons import random_neurons
+from mmneurons.model import MultimodalLM
+from mmneurons.stats import roc_auc
 from mmneurons.receptive_fields import position_mean
 from mmneurons.train import Features, TrainConfig, train_projection
 

@@ -37,7 +37,7 @@ from mmneurons.ablation import (
     paper_arms,
     paper_ks,
 )
-from mmneurons.studies.agreement import best_of, bert_scores, load_bert, minilm
+from mmneurons.studies.agreement import bert_scores, best_of, load_bert, minilm
 from mmneurons.attribution import Attribution, Target, attribute, token_at, top_neurons
 from mmneurons.studies.beyond import (
     RANKINGS,
@@ -52,14 +52,17 @@ from mmneurons.studies.beyond import (
     words_in,
     written_word,
 )
-from mmneurons.data import Example, bootstrap, corpus, gallery
+from mmneurons.data import Example, corpus, gallery
 from mmneurons.images import open_image
 from mmneurons.text import first_noun, same_noun
-from mmneurons.decoding import decode, decode_all, decode_prompt, matched, random_vectors, words
+from mmneurons.decoding import decode, decode_all, decode_prompt, random_vectors, words
+from mmneurons.neurons import matched, random_neurons
+from mmneurons.stats import interval, roc_auc
 from mmneurons.studies.fidelity import GUESSES, fidelity, patch_effects, rank_correlations, sampled
 from mmneurons.studies.lenses import jacobian_lens, load_lens, own_text, save_lens, tuned_lens
-from mmneurons.model import MultimodalLM, hook_neurons, random_neurons
-from mmneurons.overlaps import control_maps, overlap, roc_auc
+from mmneurons.model import MultimodalLM
+from mmneurons.hooks import hook_neurons
+from mmneurons.overlaps import control_maps, overlap
 from mmneurons.receptive_fields import patch_activations, position_mean, to_pixels, unit_activations
 from mmneurons.studies.selectivity import class_means, class_units
 from mmneurons.studies.steering import steering_curve, transplant_curve
@@ -155,7 +158,7 @@ def summary(raw, by):
     rows = []
     for key, part in raw.groupby(by, sort=False):
         for arm in ('top', 'random'):
-            lo, hi = bootstrap(part[arm])
+            lo, hi = interval(part[arm])
             rows.append(
                 dict(
                     zip(by, key),

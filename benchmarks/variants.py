@@ -18,12 +18,12 @@ from tqdm import tqdm
 
 from measure import append, drawn, readable, top_25
 from mmneurons.attribution import attribute
-from mmneurons.data import Reader, bootstrap, corpus
+from mmneurons.data import Reader, corpus
 from mmneurons.text import first_noun
-from mmneurons.decoding import matched
+from mmneurons.neurons import matched
+from mmneurons.stats import interval, roc_auc
 from mmneurons.encoders import ENCODERS, SOURCES, Encoder
 from mmneurons.model import MultimodalLM
-from mmneurons.overlaps import roc_auc
 from mmneurons.receptive_fields import patch_activations, position_mean, to_pixels, unit_activations
 from mmneurons.train import Features, TrainConfig, train_projection
 from mmneurons.wordnet import names_match
@@ -133,7 +133,7 @@ def measured(args, variant):
         **{
             f'{k}_{end}': b
             for k in ('named', 'gap')
-            for end, b in zip(('lo', 'hi'), bootstrap(numbers[k]))
+            for end, b in zip(('lo', 'hi'), interval(numbers[k]))
         },
     )
 

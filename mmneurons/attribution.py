@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['POSITIONS', 'METHODS', 'token_at', 'likeliest_word', 'Target', 'first_token', 'choose_target', 'whole',
-           'choose_targets', 'places', 'batch_inputs', 'logits_at', 'passes', 'patch_scores', 'Attribution',
-           'top_neurons', 'counterfactual_images', 'widened', 'ablation_effects', 'attribute']
+           'choose_targets', 'places', 'batch_inputs', 'passes', 'patch_scores', 'Attribution', 'top_neurons',
+           'counterfactual_images', 'ablation_effects', 'attribute']
 
 # %% ../nbs/02_attribution.ipynb #ac3478d6
 import json, re
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import partial
 from html import escape
@@ -24,14 +23,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from .text import content_words, nouns
-from mmneurons.model import (
-    MultimodalLM,
-    hold_neurons,
+from .runs import DataError
+from .model import MultimodalLM
+from mmneurons.hooks import (
+    clamp_neurons,
+    differentiable,
     hook_neurons,
-    output_vectors,
-    post_scale,
-    readout,
+    logits_at,
+    on_gradient,
+    widened,
 )
+from .families import output_vectors, post_scale, readout
 
 # %% ../nbs/02_attribution.ipynb #f1abd670
 def token_at(
@@ -135,7 +137,7 @@ def choose_target(
     if word is None and noun:
         return Target(noun, ids[step], ids[:step], notes + whole(mm, ids, step, noun))
     if word is None:
-        raise ValueError(
+        raise DataError(
             f'the caption {text.strip()!r} has no word to attribute; name one with target'
         )
     where = f'where the caption says {noun!r}' if noun else 'at the first step'
@@ -232,32 +234,6 @@ def batch_inputs(
         (row, places(mm, t, 'predicting').start) for row, ts in enumerate(targets) for t in ts
     ]
 
-# %% ../nbs/02_attribution.ipynb #7719a1c7
-@contextmanager
-def logits_at(
-    mm: MultimodalLM,  # the model
-    at: list[tuple[int, int]],  # (row, position)
-    tokens: list[int] | None = None,  # one for each of `at`: only its logit will be differentiated
-):
-    "While open, the model's logits are those of the positions `at`: (len(at), 1, vocab)"
-    head, (rows, steps) = mm.lm.get_output_embeddings(), (torch.tensor(i) for i in zip(*at))
-
-    def one_column(head, args, logits):
-        "The same numbers; the backward pass to the hidden state reads a row of the head's weights for each, not all of them"
-        own, i = (args[0][:, 0] * head.weight[tokens]).sum(-1), torch.arange(len(tokens))
-        out = logits.detach().clone()
-        out[i, 0, tokens] += own - own.detach()
-        return out
-
-    handles = [head.register_forward_pre_hook(lambda head, args: (args[0][rows, steps][:, None],))]
-    if tokens and not head.weight.is_meta:
-        handles.append(head.register_forward_hook(one_column))  # meta: kept elsewhere by device_map
-    try:
-        yield
-    finally:
-        for h in handles:
-            h.remove()
-
 # %% ../nbs/02_attribution.ipynb #22d200f8
 def _forward(mm, soft_prompt, targets, tap, at='post'):
     "The logits (target, vocab), while `tap(layer, activations)` looks on"
@@ -281,7 +257,7 @@ def passes(
     targets: list[list[Target]],  # of each picture
     each,  # `each(layer, row, i, scores, activations)`, both (position, unit), called as the backward pass runs
     positions: str = 'image',  # where, as in `places`
-    at: str = 'pre',  # 'pre': Z; 'post': A
+    at: str | None = None,  # 'pre': Z; 'post': A; default: Z where there is one
     base=None,  # {layer: activations (batch, position, unit)} to compare with; default: zero
     dim: float = 1.0,  # how much of the way from `base` to the activations is gone, at those positions
 ) -> torch.Tensor:  # logits (target, vocab), the pictures' targets one after the other
@@ -301,7 +277,7 @@ def passes(
             else z - (z - base[layer] if base else z) * _dimmed(mm, z, targets, positions, 1 - dim)
         )
         value = z.detach()  # a hook that held z itself would keep it alive
-        out.register_hook(lambda g: take(layer, value, g))
+        on_gradient(out, lambda g: take(layer, value, g))
         return out
 
     def take(layer, z, g):
@@ -311,8 +287,8 @@ def passes(
             change = z[row, p] - base[layer][row, p] if base else z[row, p]
             each(layer, row, i, change.float() * (g[row, p].float() / boost), z[row, p])
 
-    with torch.enable_grad():
-        logits = _forward(mm, soft_prompt, targets, tap, at)
+    with differentiable(mm.lm):
+        logits = _forward(mm, soft_prompt, targets, tap, at or mm.family.score_at)
     rounds, boost = (
         max(map(len, targets)),
         1024 if logits.dtype == torch.float16 else 1,
@@ -470,7 +446,7 @@ def _repr_html_(self: Attribution):
     )
 
 # %% ../nbs/02_attribution.ipynb #827bfc45
-def _grad_x_act(mm, images, soft_prompt, targets, each, positions, at='pre'):
+def _grad_x_act(mm, images, soft_prompt, targets, each, positions, at=None):
     n = max(1, 400 // mm.n_patches) if mm.device.type == 'cpu' else len(targets)
 
     def some(r):
@@ -570,22 +546,6 @@ def _gradient_free(mm, images, soft_prompt, targets, each, positions):
     with torch.no_grad():
         return _forward(mm, soft_prompt, targets, tap)
 
-# %% ../nbs/02_attribution.ipynb #9109c85a
-@contextmanager
-def widened(
-    mm: MultimodalLM,  # the model
-    layer: int,  # from which block on
-    n: int,  # rows
-):
-    "While open, a batch of one picture becomes `n` equal rows when it reaches `layer`"
-    handle = mm.blocks[layer].register_forward_pre_hook(
-        lambda m, args: (args[0].expand(n, -1, -1).contiguous(), *args[1:])
-    )
-    try:
-        yield
-    finally:
-        handle.remove()
-
 # %% ../nbs/02_attribution.ipynb #667be543
 @torch.no_grad()
 def ablation_effects(
@@ -614,7 +574,7 @@ def ablation_effects(
             torch.arange(len(part)),
         )
         mask[rows, layers[part], units[part]] = True
-        with widened(mm, int(layers[part[0]]), len(part)), hold_neurons(mm, mask, positions=p):
+        with widened(mm, int(layers[part[0]]), len(part)), clamp_neurons(mm, mask, positions=p):
             effects[part] = (intact - logit(len(part))).float().cpu()
     return effects
 

@@ -224,7 +224,8 @@ def run_train(
 ) -> int:  # exit status
     "`mmneurons train`: train a projection, or go on with a run"
     from mmneurons.data import open_data
-    from mmneurons.train import RECIPES, Features, processes, replace, train_projection
+    from mmneurons.runs import processes
+    from mmneurons.train import RECIPES, Features, replace, train_projection
 
     cfg = replace(
         RECIPES[args.recipe],
@@ -271,7 +272,8 @@ def run_sweep(
 ) -> int:  # exit status
     "`mmneurons sweep`: run the analyses over a data set, or go on with a run"
     from mmneurons.data import open_data
-    from mmneurons.sweeps import SweepConfig, processes, sweep
+    from mmneurons.runs import processes
+    from mmneurons.sweeps import SweepConfig, sweep
 
     given = {
         f.name: v for f in fields(SweepConfig) if (v := getattr(args, f.name, None)) is not None

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VOC', 'SOURCES', 'Late', 'Example', 'Reader', 'read_text', 'read_json', 'read_rows', 'captions_of', 'inside',
            'an_existing_folder', 'stem', 'names_without_endings', 'gallery', 'image_folder', 'coco', 'write_coco',
-           'voc', 'class_folders', 'cc3m', 'webdataset', 'hf', 'corpus', 'open_data', 'bootstrap']
+           'voc', 'class_folders', 'cc3m', 'webdataset', 'hf', 'corpus', 'open_data']
 
 # %% ../nbs/00c_data.ipynb #1b645389
 import csv, html, io, json, os, re, tarfile, zlib
@@ -26,7 +26,6 @@ from mmneurons.images import (
     as_image,
     data_uri,
     is_image_file,
-    needs,
     open_image,
     opened,
     shrunk,
@@ -41,6 +40,7 @@ from mmneurons.masks import (
     run_lengths,
     same_shape,
 )
+from .runs import DataError, needs
 from .text import nouns
 
 # %% ../nbs/00c_data.ipynb #902ba3cd
@@ -180,13 +180,13 @@ def captions_of(
     if isinstance(said, dict):
         key = next((k for k in ('caption', 'raw', 'text', 'sentence') if k in said), None)
         if key is None:
-            raise ValueError(
+            raise DataError(
                 f'{where}: a record without a caption; it has {", ".join(map(str, said))}'
             )
         return captions_of(said[key], where)
     if isinstance(said, (list, tuple)):
         return [caption for part in said for caption in captions_of(part, where)]
-    raise ValueError(f'{where}: its caption is {type(said).__name__}, not text')
+    raise DataError(f'{where}: its caption is {type(said).__name__}, not text')
 
 # %% ../nbs/00c_data.ipynb #5c9d2304
 def inside(
@@ -450,11 +450,11 @@ def _coco_masks(marked, size, frame):
         if a.get('iscrowd'):
             continue
         if category is None:
-            raise ValueError(f'annotation {a.get("id")}: there is no category {a["category_id"]}')
+            raise DataError(f'annotation {a.get("id")}: there is no category {a["category_id"]}')
         try:
             mask = _outlined(a['segmentation'], _given_size(size), frame)
         except (ValueError, KeyError, TypeError, OverflowError) as e:
-            raise ValueError(f'annotation {a.get("id")}: {e}') from None
+            raise DataError(f'annotation {a.get("id")}: {e}') from None
         masks[category] = masks.get(category, False) | mask
     return masks
 
@@ -685,7 +685,7 @@ def _shard_example(row):
         info = info if isinstance(info, dict) else {}
         said = read('.txt').decode('utf-8-sig') if '.txt' in at else info.get('caption')
     except UnicodeDecodeError:
-        raise ValueError(f'{name}: its caption is not UTF-8') from None
+        raise DataError(f'{name}: its caption is not UTF-8') from None
     ending = next((e for e in SUFFIXES if e in at), None)
     if ending is None:
         raise ImageError(f"{name}: no image ({info.get('error_message') or ' '.join(at)})")
@@ -776,7 +776,7 @@ def hf(
     caption: str = 'caption',  # column with captions, records of them, or classes
 ) -> Reader:
     "A data set of Hugging Face `datasets` with images and captions"
-    datasets = needs('datasets', 'a data set of Hugging Face')
+    datasets = needs('datasets', 'train', 'a data set of Hugging Face')
     data = _hf_split(data, split)
     if not {image, caption} <= {*data.column_names}:
         raise ValueError(
@@ -855,14 +855,3 @@ def _set_apart(data, split):
     n = min(1000, max(1, len(data) // 20))
     kept = sorted(order[:n] if split == 'val' else order[n:])
     return Reader([data.rows[i] for i in kept], data.load, data.skipped)
-
-# %% ../nbs/00c_data.ipynb #b888b298
-def bootstrap(
-    values,  # one number a picture
-    n: int = 2000,  # resamples
-    seed: int = 0,  # of the resampling
-) -> tuple[float, float]:  # the 2.5 and 97.5 percentiles
-    "A 95 % interval for the mean of `values`, by resampling them"
-    values = np.asarray(values, float)
-    picks = np.random.default_rng(seed).integers(0, len(values), (n, len(values)))
-    return tuple(np.percentile(values[picks].mean(1), [2.5, 97.5]))

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
 from .images import ImageError, is_image_file, opened, stored_frame
+from .runs import needs
 
 # %% ../nbs/00b_masks.ipynb #5c9d2204
 VOID = 224, 224, 192  # the colour of "undecided" in Pascal VOC's masks
@@ -231,7 +232,7 @@ def coco_mask(
     size: tuple[int, int],  # (width, height) in pixels
 ) -> np.ndarray:  # bool (height, width)
     "The mask of one outline, or an error that says what is wrong with it"
-    from pycocotools import mask as rle
+    rle = needs('pycocotools.mask', 'coco', 'a mask of COCO')
 
     width, height = size
     if isinstance(segmentation, dict):
@@ -266,7 +267,7 @@ def run_lengths(
     mask: np.ndarray,  # bool (height, width)
 ) -> dict:  # size, counts
     "A mask as COCO's files hold it"
-    from pycocotools import mask as rle
+    rle = needs('pycocotools.mask', 'coco', 'a mask of COCO')
 
     packed = rle.encode(np.asfortranarray(mask, np.uint8))
     return dict(size=list(mask.shape), counts=packed['counts'].decode())

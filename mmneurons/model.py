@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MultimodalLM', 'ends_of', 'usable_device', 'tiny_model', 'FAMILIES', 'Family', 'NeuronLM', 'check_family',
-           'family_of', 'hold_neurons', 'hook_neurons', 'norm_gain', 'output_vectors', 'post_scale', 'random_neurons',
-           'readout', 'tiny_lm', 'ENCODERS', 'Encoder', 'EncoderSpec', 'check_encoder', 'encoder_spec', 'PRESETS',
-           'ModelConfig', 'load_projection', 'save_projection', 'tiny_vlm']
+           'family_of', 'clamp_neurons', 'hook_neurons', 'norm_gain', 'output_vectors', 'post_scale', 'readout',
+           'tiny_lm', 'ENCODERS', 'Encoder', 'EncoderSpec', 'check_encoder', 'encoder_spec', 'PRESETS', 'ModelConfig',
+           'load_projection', 'save_projection', 'tiny_vlm']
 
 # %% ../nbs/00_model.ipynb #ac3478d6
 import sys, tempfile
@@ -32,15 +32,13 @@ from mmneurons.families import (
     NeuronLM,
     check_family,
     family_of,
-    hold_neurons,
-    hook_neurons,
     norm_gain,
     output_vectors,
     post_scale,
-    random_neurons,
     readout,
     tiny_lm,
 )
+from .hooks import clamp_neurons, hook_neurons
 from .encoders import ENCODERS, Encoder, EncoderSpec, check_encoder, encoder_spec
 from mmneurons.pairs import (
     PRESETS,
@@ -64,12 +62,11 @@ _all_ = [
     'NeuronLM',
     'check_family',
     'family_of',
-    'hold_neurons',
+    'clamp_neurons',
     'hook_neurons',
     'norm_gain',
     'output_vectors',
     'post_scale',
-    'random_neurons',
     'readout',
     'tiny_lm',
     'ENCODERS',

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'CARD', 'ModelConfig', 'licence_of', 'read_projection', 'check_projection', 'load_projection',
-           'write_whole', 'save_projection', 'lm_source', 'kept_bytes', 'Plan', 'size_of', 'plan', 'free_memory',
-           'require_memory', 'quiet', 'load_lm', 'write_pair', 'Pair', 'read_pair', 'find_pair']
+           'save_projection', 'lm_source', 'kept_bytes', 'Plan', 'size_of', 'plan', 'free_memory', 'require_memory',
+           'quiet', 'load_lm', 'write_pair', 'Pair', 'read_pair', 'find_pair']
 
 # %% ../nbs/007_pairs.ipynb #ac3478d6
-import contextlib, io, json, lzma, os, pickle
+import contextlib, io, json, lzma, pickle
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from . import __version__
+from .runs import write_atomic
 from .weights import WEIGHTS, lm_folder
 from .families import FAMILIES, NeuronLM
 from .encoders import Encoder, EncoderSpec, encoder_spec
@@ -123,17 +124,6 @@ def load_projection(
     mm.projection.load_state_dict({k: v.to(mm.projection.weight.dtype) for k, v in state.items()})
     return info
 
-# %% ../nbs/007_pairs.ipynb #f1abd670
-def write_whole(
-    file,  # path
-    content: str | bytes,  # all of it
-):
-    "The file appears complete or not at all"
-    file = Path(file)
-    tmp = file.with_name(f'.{file.name}.{os.getpid()}')
-    tmp.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(tmp, file)
-
 # %% ../nbs/007_pairs.ipynb #1574bddb
 def save_projection(
     mm,  # `MultimodalLM`, whose projection
@@ -149,14 +139,14 @@ def save_projection(
         raise ValueError(f'{mm.config.lm} sees by itself: there is no projection to save')
     if Path(file).suffix in ('.ckpt', '.pt'):
         torch.save(tensors, buffer := io.BytesIO())
-        return write_whole(file, buffer.getvalue())
+        return write_atomic(file, buffer.getvalue())
     info = dict(
         lm=mm.config.lm,
         encoder=mm.config.encoder,
         image_size=mm.encoder.spec.image_size,
         **metadata,
     )
-    write_whole(
+    write_atomic(
         file,
         save(tensors, {k: v if isinstance(v, str) else json.dumps(v) for k, v in info.items()}),
     )
@@ -332,20 +322,20 @@ def write_pair(
     save_projection(mm, folder / 'projection.safetensors', **metadata)
     if whole:
         mm.lm.save_pretrained(folder / 'lm'), mm.tokenizer.save_pretrained(folder / 'lm')
-        write_whole(
+        write_atomic(
             folder / 'encoder.safetensors',
             save({k: v.contiguous() for k, v in mm.encoder.state_dict().items()}),
         )
         config = replace(config, lm='lm', tokenizer=None, image_token=None, lm_revision=None)
     about = asdict(replace(config, projection='projection.safetensors', image_size=spec.image_size))
     layout = dict(d_model=mm.d_model, d_image=mm.d_image, grid=mm.grid)
-    write_whole(
+    write_atomic(
         folder / 'config.json',
         json.dumps(
             dict(mmneurons=__version__, **about, encoder_spec=asdict(spec), layout=layout), indent=1
         ),
     )
-    write_whole(
+    write_atomic(
         folder / 'README.md',
         CARD.format(
             lm=mm.config.lm,

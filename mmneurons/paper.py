@@ -19,10 +19,11 @@ from PIL import Image
 
 from . import __version__
 from .ablation import curve_means, plot_curve, relative
-from .data import bootstrap
-from .decoding import ks, words
+from .stats import interval, ks
+from .decoding import words
 from .receptive_fields import overlay, to_pixels
-from .sweeps import SCHEMAS, chosen_half, read_table
+from .sweeps import SCHEMAS, chosen_half
+from .corpus.cutouts import read_table
 
 # %% ../nbs/06a_paper.ipynb #902ba3cd
 class Run:
@@ -98,7 +99,7 @@ def measured(
     values = values[~np.isnan(values)]
     if not len(values):
         return dict(ours=np.nan, lo=np.nan, hi=np.nan, pictures=0)
-    lo, hi = bootstrap(values)
+    lo, hi = interval(values)
     return dict(ours=values.mean(), lo=lo, hi=hi, pictures=len(values))
 
 # %% ../nbs/06a_paper.ipynb #fa35e192

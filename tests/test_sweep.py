@@ -7,7 +7,8 @@ from conftest import PRELOAD, ROOT
 from mmneurons.data import Example, Reader, coco, gallery, write_coco
 from mmneurons.images import open_image
 from mmneurons.model import tiny_model
-from mmneurons.sweeps import SCHEMAS, TASKS, SweepConfig, read_table, sweep
+from mmneurons.sweeps import SCHEMAS, TASKS, SweepConfig, sweep
+from mmneurons.corpus.cutouts import read_table
 from test_train import fresh, pictures
 
 CFG = SweepConfig(tasks=TASKS, k=8, counts=(0, 4), block=2, habits=4, pool=16, watch=3)

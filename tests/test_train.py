@@ -10,8 +10,11 @@ from transformers import AutoModelForCausalLM
 from conftest import PRELOAD, ROOT
 from mmneurons.data import Example, Reader
 from mmneurons.images import open_image
-from mmneurons.model import ENCODERS, Encoder, MultimodalLM, load_projection, tiny_model
-from mmneurons.train import Features, TrainConfig, caption_loss, lr_at, processes, train_projection
+from mmneurons.encoders import ENCODERS, Encoder
+from mmneurons.model import MultimodalLM, tiny_model
+from mmneurons.pairs import load_projection
+from mmneurons.runs import processes
+from mmneurons.train import Features, TrainConfig, caption_loss, lr_at, train_projection
 
 COLOURS = dict(red=(200, 60, 60), grass=(60, 160, 60), river=(60, 60, 200))
 CFG = TrainConfig(steps=4, batch_size=5, warmup=2, val_every=2, checkpoint_every=2)

@@ -15,9 +15,11 @@ from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
 from ..ablation import ablate
-from ..attribution import Attribution, batch_inputs, logits_at, token_at, top_neurons
-from ..data import bootstrap
-from ..model import MultimodalLM, hook_neurons, random_neurons
+from ..attribution import Attribution, batch_inputs, token_at, top_neurons
+from ..hooks import hook_neurons, logits_at
+from ..stats import interval
+from ..neurons import random_neurons
+from ..model import MultimodalLM
 
 # %% ../../nbs/07_beyond_objects.ipynb #4cf1810c
 COLOUR_WORDS = frozenset('red orange yellow green blue purple pink brown black white gray'.split())
@@ -152,7 +154,7 @@ def plot_dissociation(
                 np.log2(table[table.kind == kind][f'{of}_without_{arm}'].clip(lower=2**-10))
                 for kind in kinds
             ]
-            y, band = np.array([v.mean() for v in logs]), np.array([bootstrap(v) for v in logs])
+            y, band = np.array([v.mean() for v in logs]), np.array([interval(v) for v in logs])
             ax.errorbar(
                 np.arange(len(kinds)) + shift,
                 y,

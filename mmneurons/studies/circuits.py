@@ -12,7 +12,8 @@ import matplotlib.pyplot as plt, pandas as pd, torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..model import MultimodalLM, hold_neurons, hook_neurons
+from ..model import MultimodalLM
+from ..hooks import clamp_neurons, hook_neurons
 
 # %% ../../nbs/05b_circuits.ipynb #fe5dbbce
 def attention_out(
@@ -102,7 +103,7 @@ def feeders(
         torch.enable_grad(),
         hook_neurons(mm, lambda l, a: acts.update({l: a}), range(layer)),
         hook_heads(mm, lambda l, h: heads.update({l: h}), range(layer + 1)),
-        hook_neurons(mm, lambda l, z: own.append(z[0, at, unit]), [layer], 'pre'),
+        hook_neurons(mm, lambda l, z: own.append(z[0, at, unit]), [layer], mm.family.score_at),
     ):
         mm(x)
     sources = [*acts.values(), *heads.values()]
@@ -161,7 +162,7 @@ def silenced(
     def read(_, z):
         values.append(z[:, at, unit])
 
-    with hook_neurons(mm, read, [layer], 'pre'):
+    with hook_neurons(mm, read, [layer], mm.family.score_at):
         mm(x)
     for part in (sources.iloc[i : i + chunk] for i in range(0, len(sources), chunk)):
         masks = {
@@ -171,9 +172,9 @@ def silenced(
         for row, s in enumerate(part.itertuples()):
             masks[s.kind][row, s.layer, s.unit] = True
         with (
-            hold_neurons(mm, masks['neuron'], positions=mm.image_positions),
+            clamp_neurons(mm, masks['neuron'], positions=mm.image_positions),
             hold_heads(mm, masks['head'], mm.image_positions),
-            hook_neurons(mm, read, [layer], 'pre'),
+            hook_neurons(mm, read, [layer], mm.family.score_at),
         ):
             mm(x.expand(len(part), -1, -1))
     return ((values[0] - torch.cat(values[1:])) * sign / values[0].abs()).float().cpu()

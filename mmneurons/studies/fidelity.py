@@ -9,7 +9,9 @@ __all__ = ['GUESSES', 'written', 'sampled', 'fidelity', 'rank_correlations', 'pa
 import numpy as np, pandas as pd, torch
 
 from ..attribution import Target, ablation_effects, attribute, top_neurons
-from ..model import MultimodalLM, hook_neurons, output_vectors, post_scale
+from ..model import MultimodalLM
+from ..hooks import hook_neurons
+from ..families import output_vectors, post_scale
 
 # %% ../../nbs/02a_fidelity.ipynb #902ba3cd
 GUESSES: dict[str, dict] = {

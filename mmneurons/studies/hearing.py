@@ -20,7 +20,8 @@ from transformers.audio_utils import mel_filter_bank
 from ..attribution import attribute
 from ..data import Example, Reader
 from ..encoders import ENCODERS, SOURCES, Encoder, EncoderSpec
-from ..model import MultimodalLM, ModelConfig, load_projection
+from ..model import MultimodalLM
+from ..pairs import ModelConfig, load_projection
 from ..receptive_fields import patch_activations, unit_activations
 
 # %% ../../nbs/08_hearing.ipynb #fe5dbbce

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from ..attribution import choose_target
-from ..model import MultimodalLM, output_vectors
+from ..model import MultimodalLM
+from ..families import output_vectors
 
 # %% ../../nbs/03a_lenses.ipynb #902ba3cd
 @contextmanager

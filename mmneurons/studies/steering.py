@@ -11,9 +11,11 @@ import contextlib
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 
 from ..ablation import _held, ablate
-from ..data import bootstrap
 from ..text import content_words, first_noun, same_noun
-from ..model import MultimodalLM, hook_neurons, output_vectors
+from ..stats import interval
+from ..model import MultimodalLM
+from ..hooks import hook_neurons
+from ..families import output_vectors
 
 # %% ../../nbs/05a_steering.ipynb #fe5dbbce
 def direction(
@@ -190,7 +192,7 @@ def plot_steering(
                 .groupby('strength')
                 .value
             )
-            bands = by.agg(bootstrap)
+            bands = by.agg(interval)
             ax.plot(
                 [at[s] for s in by.groups], by.mean(), marker='o', ms=4, color=colour, label=arm
             )
