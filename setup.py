@@ -9,10 +9,12 @@ from setuptools.command.build_py import build_py
 ini = ConfigParser(delimiters=['='])
 ini.read('settings.ini', encoding='utf-8')
 cfg = ini['DEFAULT']
-pocket, train, scores, book, dev = (
-    cfg[f'{extra}_requirements'].split()
-    for extra in ('pocket', 'train', 'scores', 'notebooks', 'dev')
-)
+EXTRA = '_requirements'
+extras = {
+    name.removesuffix(EXTRA): value.split() for name, value in cfg.items() if name.endswith(EXTRA)
+}
+extras['notebooks'] = sorted({one for name in extras if name != 'dev' for one in extras[name]})
+extras['dev'] += extras['notebooks']
 
 
 class BuildWithChapters(build_py):
@@ -59,15 +61,9 @@ setup(
     ],
     python_requires=f'>={cfg["min_python"]}',
     install_requires=cfg['requirements'].split(),
-    extras_require=dict(
-        pocket=pocket,
-        train=train,
-        scores=scores,
-        notebooks=pocket + train + scores + book,
-        dev=pocket + train + scores + book + dev,
-    ),
+    extras_require=extras,
     packages=find_packages(include=['mmneurons', 'mmneurons.*']),
-    package_data={'mmneurons': ['assets/**', 'py.typed']},
+    package_data={'mmneurons': ['assets/**', 'py.typed', '__init__.pyi']},
     cmdclass=dict(build_py=BuildWithChapters),
     entry_points={
         'console_scripts': cfg['console_scripts'].split(),

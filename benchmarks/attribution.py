@@ -17,7 +17,8 @@ from functools import partial
 import pandas as pd, torch, transformers
 from transformers import AutoModelForCausalLM
 
-from mmneurons.attribution import METHODS, Target, _reduced, attribute, passes
+from mmneurons.attribution import METHODS, _reduced, attribute, passes
+from mmneurons.targets import Target
 from mmneurons.data import gallery
 from mmneurons.encoders import ENCODERS, Encoder
 from mmneurons.pairs import ModelConfig

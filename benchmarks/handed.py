@@ -1,11 +1,11 @@
-"""How much of naming is the reader's part: what the language model says when it is handed a word in place of a picture.
+"""How much of naming is the language model's part: what it says when it is handed a noun in place of an image.
 
     python benchmarks/handed.py --corpus data/corpus        ten minutes on one core, once the features are computed
 
-Validation pictures of the corpus whose noun is in a training caption, under six arms: the shipped projection; a projection that no
-caption loss trained, by ridge regression from the mean patch vector to the noun's embedding; the noun whose embedding is nearest to
-that regression's answer (as it is, and read by the language model from every place of the picture); the picture's own noun and
-another picture's, read in the same way. nbs/data/handed.csv has a row for each picture and arm.
+Validation images of the corpus whose noun is in a training caption, under six arms: the shipped projection; a projection
+that no caption loss trained, by ridge regression from the mean patch vector to the noun's embedding; the noun whose
+embedding is nearest to that regression's answer (as it is, and read by the language model at every image position); the
+image's own noun and another image's, read in the same way. nbs/data/handed.csv has a row for each image and arm.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def rows_of(features, data):
 
 
 def means(features, standardise):
-    "Mean patch vector of each picture: (picture, d_image)"
+    "Mean patch vector of each image: (image, d_image)"
     return torch.cat(
         [
             standardise(features[range(i, min(i + 256, len(features)))]).mean(1)
@@ -66,7 +66,7 @@ def main(args):
     centre, at = vectors.mean(0), torch.tensor([place[n] for n in nouns])
     weights = (
         torch.bincount(at)[at].float().rsqrt()[:, None]
-    )  # between every picture alike and every noun alike
+    )  # between every image alike and every noun alike
     w = ridge(means(features, standardise), vectors[at] - centre, weights / weights.mean())
     picked = [
         i
@@ -89,7 +89,7 @@ def main(args):
         'ridge regression to the noun': lambda part: centre + standardise(features_of(part)) @ w,
         'the nearest noun': filled(near),
         'its own noun': filled(own),
-        "another picture's noun": filled(
+        "another image's noun": filled(
             own[torch.tensor(np.random.default_rng(0).permutation(len(own)))]
         ),
     }

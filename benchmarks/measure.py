@@ -38,7 +38,8 @@ from mmneurons.ablation import (
     paper_ks,
 )
 from mmneurons.studies.agreement import bert_scores, best_of, load_bert, minilm
-from mmneurons.attribution import Attribution, Target, attribute, token_at, top_neurons
+from mmneurons.attribution import Attribution, attribute, top_neurons
+from mmneurons.targets import Target, token_at
 from mmneurons.studies.beyond import (
     RANKINGS,
     common_units,
@@ -63,7 +64,8 @@ from mmneurons.studies.lenses import jacobian_lens, load_lens, own_text, save_le
 from mmneurons.model import MultimodalLM
 from mmneurons.hooks import hook_neurons
 from mmneurons.overlaps import control_maps, overlap
-from mmneurons.receptive_fields import patch_activations, position_mean, to_pixels, unit_activations
+from mmneurons.activations import patch_activations, unit_activations
+from mmneurons.receptive_fields import position_mean, to_pixels
 from mmneurons.studies.selectivity import class_means, class_units
 from mmneurons.studies.steering import steering_curve, transplant_curve
 from mmneurons.train import init_projection

@@ -1,10 +1,10 @@
-"""Which eye to train: grid, network, block and language model, each trained alike for a short while on the same pictures.
+"""Which encoder features to train on: grid, network, layer and language model, each trained alike for a short while.
 
-    python benchmarks/variants.py --corpus data/corpus        a quarter of an hour a variant on one core; stopped, it goes on where it was
+    python benchmarks/variants.py --corpus data/corpus      a quarter of an hour a variant on one core
 
-A row of nbs/data/variants.csv is a variant: its grid, the validation loss, the share of held-out pictures whose caption names the
-thing, and where the highest readable units fire, inside the thing's mask against outside, beside random ones (area under the curve,
-activations less their mean at each patch).
+A run that was stopped goes on where it was. A row of nbs/data/variants.csv is a variant: its grid, the validation loss, the
+share of held-out images whose caption names the object, and the area under the curve of the highest interpretable neurons
+inside the object's mask, beside random ones (activations less their mean at each patch).
 """
 
 import argparse, time
@@ -17,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from measure import append, drawn, readable, top_25
+from mmneurons.activations import Baseline, patch_activations, unit_activations
 from mmneurons.attribution import attribute
 from mmneurons.data import Reader, corpus
 from mmneurons.text import first_noun
@@ -24,7 +25,7 @@ from mmneurons.neurons import matched
 from mmneurons.stats import interval, roc_auc
 from mmneurons.encoders import ENCODERS, SOURCES, Encoder
 from mmneurons.model import MultimodalLM
-from mmneurons.receptive_fields import patch_activations, position_mean, to_pixels, unit_activations
+from mmneurons.receptive_fields import to_pixels
 from mmneurons.train import Features, TrainConfig, train_projection
 from mmneurons.wordnet import names_match
 
@@ -70,11 +71,11 @@ def some(data, n):
 
 
 def inside(mm, examples, train, pool):
-    "For each picture: area under the curve of its 25 highest readable units in the thing's mask, and of random ones"
-    usual, rows = position_mean(mm, [ex.image for ex in some(train, 48)]), []
+    "For each image: area under the curve of its 25 highest interpretable neurons in the object's mask, and of random ones"
+    usual, rows = Baseline.over(mm, [ex.image for ex in some(train, 48)]).mean, []
     for i, ex in enumerate(tqdm(examples, desc='where they fire')):
         try:
-            best = top_25(attribute(mm, ex.image), pool)
+            best = top_25(attribute(mm, ex.image, paper=True), pool)
         except ValueError:
             continue  # a caption without a word
         acts = unit_activations(mm, ex.image) - usual

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
+from .runs import needs
 from .weights import check_sha256, wheel_file
 
 # %% ../nbs/006_encoders.ipynb #902ba3cd
@@ -66,6 +67,29 @@ ENCODERS = {
         resample='bilinear',
         licence='Apache-2.0',
     ),
+    'beit-large-ft': EncoderSpec(
+        'microsoft/beit-large-patch16-224-pt22k-ft22k',
+        (224, 224),
+        _BEIT_L
+        | dict(
+            use_mask_token=False,
+            use_shared_relative_position_bias=False,
+            use_relative_position_bias=True,
+        ),
+        source='transformers',
+        pretrained='main',
+        resample='bilinear',
+        licence='Apache-2.0',
+    ),
+    'clip-rn50x16': EncoderSpec(
+        'RN50x16',
+        (384, 384),
+        mean=(0.48145466, 0.4578275, 0.40821073),
+        std=(0.26862954, 0.26130258, 0.27577711),
+        source='open_clip',
+        pretrained='openai',
+        licence='MIT',
+    ),
     'tiny-beit': EncoderSpec(
         'beit_base_patch16_224', (32, 32), dict(patch_size=8, embed_dim=24, depth=2, num_heads=2)
     ),
@@ -106,8 +130,7 @@ def _transformers_spec(name):
 
 # %% ../nbs/006_encoders.ipynb #bd307a3e
 def _open_clip_spec(name):
-    import open_clip
-
+    open_clip = needs('open_clip', 'clip', 'an encoder of open_clip')
     arch, _, tag = name.partition('/')
     cfg, vision = (
         open_clip.get_pretrained_cfg(arch, tag),
@@ -218,16 +241,21 @@ def _transformers_map(model, pixels, name):
 
 # %% ../nbs/006_encoders.ipynb #f6e1126c
 def _open_clip_build(spec, pretrained):
-    import open_clip
-
+    open_clip = needs('open_clip', 'clip', 'an encoder of open_clip')
     vision = spec.kwargs.get('vision_cfg') or (open_clip.get_model_config(spec.name) or {}).get(
         'vision_cfg', {}
     )
     size = (
         spec.image_size[0] if isinstance(vision.get('layers'), (list, tuple)) else spec.image_size
     )  # a ResNet takes any
+    tag = open_clip.get_pretrained_cfg(spec.name, spec.pretrained) if spec.pretrained else {}
+    options = dict(force_quick_gelu=tag.get('quick_gelu', False)) | spec.kwargs
     return open_clip.create_model(
-        spec.name, spec.pretrained if pretrained else None, force_image_size=size, **spec.kwargs
+        spec.name,
+        spec.pretrained if pretrained else None,
+        force_image_size=size,
+        device=torch.get_default_device(),  # also 'meta', where only the shapes are wanted
+        **options,
     ).visual
 
 # %% ../nbs/006_encoders.ipynb #887309d0

@@ -128,7 +128,7 @@ class VlmReader(nn.Module):
             model.config,
             eye.after[-1] if eye.after else eye.before[-1],
         )
-        self.blank = eye.blank
+        self.blank, self.training = eye.blank, model.training
         self.check(eye)
 
     @torch.no_grad()

@@ -4,6 +4,7 @@ The package is built and installed for real, into empty virtual environments. Th
 second time: one `.pth` file lends those environments what the one that runs the tests has, which an editable install is not part of."""
 
 import ast, json, os, re, shutil, subprocess, sys, sysconfig, venv, zipfile
+from configparser import ConfigParser
 from difflib import get_close_matches
 from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
@@ -148,7 +149,11 @@ def test_the_wheel_is_whole_and_light(built):
         for path in package.rglob('*')
         if path.is_file() and path.suffix != '.pyc'
     }
-    assert {'mmneurons/py.typed', 'mmneurons/assets/pocket.safetensors.xz'} <= files <= held.keys()
+    assert (
+        {'mmneurons/py.typed', 'mmneurons/__init__.pyi', 'mmneurons/assets/pocket.safetensors.xz'}
+        <= files
+        <= held.keys()
+    )
 
 
 @pytest.fixture(scope='module')
@@ -237,6 +242,39 @@ def test_the_chapters_import_only_what_the_notebooks_extra_brings():
                 assert any(canonicalize_name(d) in there for d in of.get(name, [name])), (
                     f'{path.name} imports {name}, which mmneurons[notebooks] does not bring'
                 )
+
+
+def requirements(extra=''):
+    "The distributions that `settings.ini` names, of the package itself or of one of its extras"
+    ini = ConfigParser(delimiters=['='])
+    ini.read(ROOT / 'settings.ini', encoding='utf-8')
+    listed = ini['DEFAULT'][f'{extra}_requirements' if extra else 'requirements'].split()
+    assert all(re.search('[=<>]', one) for one in listed), f'a bound for each of {listed}'
+    return {canonicalize_name(Requirement(one).name) for one in listed}
+
+
+def asked(tree):
+    "What a module imports outside the standard library and this package, and the (package, extra) of each call of needs"
+    for node in ast.walk(tree):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            names = [node.module]
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == 'needs':
+            yield tuple(argument.value for argument in node.args[:2])
+        for name in {name.split('.')[0] for name in names}:
+            if name not in sys.stdlib_module_names and name != 'mmneurons':
+                yield name, ''
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'mmneurons').rglob('*.py')), ids=lambda p: p.stem)
+def test_what_a_module_imports_is_required(path):
+    "By the package itself; what an extra brings is asked for by `needs`, which names the extra"
+    of = packages_distributions()
+    for name, extra in asked(ast.parse(path.read_text('utf-8'))):
+        brings = {canonicalize_name(d) for d in of.get(name.split('.')[0], [name])}
+        assert brings & requirements(extra), (
+            f'{name} is not among the requirements of {extra or "the package"}'
+        )
 
 
 def test_the_version_is_the_same_wherever_it_is_said():

@@ -1,10 +1,10 @@
-"""The site as a reader meets it: each page is rendered and opened in a browser as wide as a phone.
+"""The site as a reader meets it: each page is rendered and opened in a browser as wide as a phone, and as wide as a desk.
 
-The public site is rendered by Quarto. Here pandoc stands in for it, with the same style sheet and bibliography."""
+The public site is rendered by Quarto. Here pandoc stands in for it, with the same style sheet and bibliography, in a page
+that has Quarto's columns, classes and rules for code (`tests/quarto.css`)."""
 
 import json, re, shutil, subprocess, sys
 from functools import partial
-from html import escape
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin
 import pytest, yaml
@@ -23,27 +23,43 @@ REPOSITORY = re.compile(r'https://github\.com/mmneurons/mmneurons/(?:blob|tree)/
 READER = 'ipynb+citations+fenced_divs+footnotes+header_attributes+implicit_figures+link_attributes-gfm_auto_identifiers'
 TEMPLATE = '''<!doctype html><html lang="en"><head><meta charset="utf-8"><title>$title$</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
-<style>body { margin: 1rem auto; max-width: 50rem; padding: 0 1rem; font: 1rem/1.5 sans-serif }
-code, pre { font-size: .875em } div.sourceCode, pre { overflow-x: auto } img { max-width: 100% } th, td { padding: .2rem .5rem }
-.quarto-dark { background: #222; color: #eee } .quarto-dark a { color: #6cf }
-$highlighting-css$</style><link rel="stylesheet" href="styles.css"></head>
-<body><main><h1>$title$</h1><p>$subtitle$</p>$body$</main></body></html>'''
+<link rel="stylesheet" href="quarto.css"><style>$highlighting-css$</style><link rel="stylesheet" href="styles.css"></head>
+<body class="floating quarto-light"><div id="quarto-content" class="page-columns">
+<nav class="sidebar-navigation"></nav><main class="content"><h1>$title$</h1><p>$subtitle$</p>$body$</main></div></body></html>'''
+# The columns of Quarto's floating sidebar, as wide as `_quarto.yml` has them, or as Quarto has them where it says nothing.
+GRID = dict(sidebar='250px', margin='250px', body='800px') | {
+    name.removesuffix('-width'): width
+    for name, width in yaml.safe_load((ROOT / '_quarto.yml').read_text())['format']['html']
+    .get('grid', {})
+    .items()
+}
+QUARTO = ':root {%s}' % ''.join(f'--{name}: {width};' for name, width in GRID.items()) + (
+    ROOT / 'tests' / 'quarto.css'
+).read_text('utf-8')
+WIDTHS = {'phone': 390, 'desk': 1200}
 # The classes that Quarto gives to outputs, for the style sheet; and no empty box where the code is not shown.
 FILTER = '''
 function CodeBlock(c) if c.text == '' then return {} end end
 function Div(d)
   if d.classes:includes 'output' then
     d.classes:extend{'cell-output', d.classes:includes 'stream' and 'cell-output-stdout' or 'cell-output-display'}
+  elseif d.classes:includes 'code' then
+    d.classes:extend{'cell'}
   end
   return d
-end'''
+end
+function Table(t) t.classes:insert 'table' return t end
+function Math(m) if m.mathtype == 'DisplayMath' then return pandoc.Span({m}, {class = 'math display'}) end end'''
 LOOK = '''() => {
+  document.querySelectorAll('details').forEach(e => e.open = true)
   const all = (selector, f) => [...document.querySelectorAll(selector)].map(f).filter(x => x)
   const width = document.documentElement.clientWidth
   const boxed = e => e && (getComputedStyle(e).overflowX != 'visible' || boxed(e.parentElement))
   return {ids: all('[id]', e => e.id), links: all('a[href]', e => e.getAttribute('href')),
           mute: all('main img', e => (e.getAttribute('alt') || '').trim() ? '' : e.outerHTML.slice(0, 120)),
           broken: all('img', e => e.complete && e.naturalWidth ? '' : e.getAttribute('src')), text: document.body.innerText,
+          cut: all('main pre', e => e.closest('.cell-output') || Math.max(e.scrollWidth - e.clientWidth,
+                   e.parentElement.scrollWidth - e.parentElement.clientWidth) < 2 ? '' : e.innerText.slice(0, 120)),
           scrolls: document.documentElement.scrollWidth <= width ? [] :
                    all('body *', e => e.getBoundingClientRect().right > width + 1 && !boxed(e.parentElement) ? e.outerHTML.slice(0, 120) : '')}}'''
 
@@ -73,7 +89,7 @@ def for_pandoc(nb):
         if folded := re.match(r'#\| code-fold: true\n#\| code-summary: "(.*)"\n', source):
             cell.update(
                 cell_type='markdown',
-                source=f'<details><summary>{folded[1]}</summary><pre><code>{escape(source[folded.end() :])}</code></pre></details>',
+                source=f'<details class="code-fold"><summary>{folded[1]}</summary>\n\n```python\n{source[folded.end() :]}\n```\n\n</details>',
             )
             del cell['execution_count'], cell['outputs']
             continue
@@ -92,7 +108,11 @@ def for_pandoc(nb):
 def render(path, folder):
     "The HTML file that pandoc makes in `folder` of the processed notebook at `path`, and what pandoc complained of"
     nb, about = for_pandoc(json.loads(path.read_text('utf-8')))
-    for name, text in ('template.html', TEMPLATE), ('filter.lua', FILTER):
+    for name, text in {
+        'template.html': TEMPLATE,
+        'filter.lua': FILTER,
+        'quarto.css': QUARTO,
+    }.items():
         (folder / name).write_text(text)
     found = subprocess.run(
         [
@@ -140,8 +160,8 @@ def answer(folder, sizes, route):
 
 
 def visit(browser, folder, names):
-    "What the browser finds in each page of `folder`, by its name"
-    page, seen = browser.new_page(viewport=dict(width=390, height=844)), {}
+    "What the browser finds in each page of `folder`, by its name; what does not fit is looked for at each width"
+    page, seen = browser.new_page(), {}
     errors, sizes = [], []
     page.on(
         'console', lambda message: errors.append(message.text) if message.type == 'error' else None
@@ -150,8 +170,14 @@ def visit(browser, folder, names):
     page.route('**/*', partial(answer, folder, sizes))
     for name in names:
         errors.clear(), sizes.clear()
-        page.goto(HERE + name)
-        seen[name] = page.evaluate(LOOK) | dict(errors=[*errors], weight=sum(sizes))
+        unfit = {}
+        for where, width in WIDTHS.items():
+            page.set_viewport_size(dict(width=width, height=844))
+            if where == 'phone':
+                page.goto(HERE + name)
+            found = page.evaluate(LOOK)
+            unfit[where] = {kind: found[kind] for kind in ('scrolls', 'cut')}
+        seen[name] = found | dict(unfit=unfit, errors=[*errors], weight=sum(sizes))
     page.close()
     return seen
 
@@ -188,7 +214,9 @@ def problems(name, seen, files, pages):
             rf'(?m)^\s*{re.escape(text)}' if text == '#|' else re.escape(text), page['text']
         )
     ]
-    found += [f'scrolls sideways on a phone: {element}' for element in page['scrolls'][:3]]
+    for where, unfit in page['unfit'].items():
+        found += [f'scrolls sideways ({where}): {element}' for element in unfit['scrolls'][:3]]
+        found += [f'code is cut at the right ({where}): {code}' for code in unfit['cut'][:3]]
     return found + [f'weighs {page["weight"] / 1e6:.1f} MB'][: page['weight'] > 3e6]
 
 
@@ -259,6 +287,29 @@ def test_each_fault_is_found(kind, fault, browser, tmp_path):
     assert found(GOOD) == []
     faults = found(GOOD + fault)
     assert any(f.startswith(kind) for f in faults), faults
+
+
+LONG = 'a_call(of_some, length) ' * 9
+WIDE = {
+    'code in a list': f'<ul><li><code>{LONG}</code></li></ul>',
+    'an equation': f'<p><span class="math display"><math display="block"><mi>{"x" * 150}</mi></math></span></p>',
+    'a table of words': f'<table class="table"><tr>{"<td>representation</td>" * 12}</tr></table>',
+    'a table of numbers': f'<div class="cell-output"><table class="dataframe">{"<td>.12345</td>" * 30}</table></div>',
+    'code': f'<div class="sourceCode"><pre class="sourceCode"><code class="sourceCode"><span>{LONG}</span></code></pre></div>',
+}
+
+
+@pytest.mark.parametrize('what', WIDE)
+def test_what_is_wide_fits_by_our_style_sheet_alone(what, browser, tmp_path):
+    page = TEMPLATE.replace('$body$', WIDE[what])
+    (tmp_path / 'quarto.css').write_text(QUARTO)
+    (tmp_path / 'wide.html').write_text(re.sub(r'\$[\w-]+\$', '', page))
+
+    def found(style):
+        (tmp_path / 'styles.css').write_text(style)
+        return problems('wide.html', visit(browser, tmp_path, ['wide.html']), tmp_path, {})
+
+    assert found('') and not found((ROOT / 'nbs' / 'styles.css').read_text())
 
 
 @needs_pandoc

@@ -280,7 +280,7 @@ def test_what_cannot_be_used_is_listed_and_left_out(tmp_path):
             assert torch.equal(features[[row]], mm.patches([data[i].image]).half())
 
     with pytest.raises(
-        ValueError, match='none of 2 pictures can be used.*missing.png: there is no such file'
+        ValueError, match='none of 2 images can be used.*missing.png: there is no such file'
     ):
         Features(mm, data[1:3], tmp_path / 'features')
 
@@ -313,7 +313,7 @@ def wider(mm):
     "`mm` with a wider language model under the same name"
     config = mm.lm.config.__class__(**mm.lm.config.to_dict() | dict(n_embd=48))
     return MultimodalLM(
-        mm.encoder, AutoModelForCausalLM.from_config(config), mm.tokenizer, mm.config
+        mm.encoder, AutoModelForCausalLM.from_config(config).eval(), mm.tokenizer, mm.config
     )
 
 
@@ -504,7 +504,7 @@ def test_pictures_find_their_words_unless_the_captions_are_shuffled(tmp_path, ki
             row['captions'] = (f'a {colour} on the',)
         train, val = (Features(mm, part, folder) for part in (data[:48], data[48:]))
         log = train_projection(mm, train, cfg, folder, val)
-        captions = mm.caption([example.image for example in data[48:]], max_new_tokens=5)
+        captions = mm.captions([example.image for example in data[48:]], max_new_tokens=5)
         return (
             log.loss[0],
             log.val_loss.iloc[-1],

@@ -22,7 +22,7 @@ from ..data import Example, Reader
 from ..encoders import ENCODERS, SOURCES, Encoder, EncoderSpec
 from ..model import MultimodalLM
 from ..pairs import ModelConfig, load_projection
-from ..receptive_fields import patch_activations, unit_activations
+from ..activations import patch_activations, unit_activations
 
 # %% ../../nbs/08_hearing.ipynb #fe5dbbce
 RATE, WINDOW, HOP = (

