@@ -16,30 +16,15 @@ from functools import partial
 from glob import glob
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from mmneurons.images import (
-    SUFFIXES,
-    ImageError,
-    as_image,
-    data_uri,
-    is_image_file,
-    open_image,
-    opened,
-    shrunk,
-)
-from mmneurons.masks import (
-    Frame,
-    coco_mask,
-    is_in_stored_frame,
-    laid_on,
-    mask_files,
-    read_masks,
-    run_lengths,
-    same_shape,
-)
+from .images import SUFFIXES, ImageError, as_image, data_uri, is_image_file
+from .images import open_image, opened, shrunk
+from .masks import Frame, coco_mask, is_in_stored_frame, laid_on, mask_files
+from .masks import read_masks, run_lengths, same_shape
 from .runs import DataError, needs
 from .text import nouns
 
@@ -67,7 +52,7 @@ class Example:
     image_id: str  # unique in its data set
     image: Image.Image  # RGB
     captions: tuple = ()  # of str; may be empty
-    nouns: Late = Late()  # tuple of str: the objects that are named, the most important first; or a function that finds them
+    nouns: Late = Late()  # tuple of str: the objects named, the most important first; or a function
     masks: dict = field(
         default_factory=dict
     )  # noun: bool array (height, width), true on the object
@@ -95,7 +80,7 @@ class Reader(Sequence):
         self.rows, self.load, self.skipped = list(rows), load, list(skipped)
 
     @property
-    def image_ids(self):
+    def image_ids(self) -> list[str]:
         "Names of the examples, in order"
         return [r['image_id'] for r in self.rows]
 
@@ -143,7 +128,7 @@ def read_json(
     path: str | Path,  # a JSON file
     text: str | None = None,  # the text, where it is known
     line: int = 0,  # of the file that stands before the text
-):  # what it says
+) -> Any:  # its content
     "The content of a JSON file, or of one line of it, or an error that names the line"
     try:
         return json.loads(read_text(path) if text is None else text)
@@ -199,7 +184,7 @@ def inside(
         raise ImageError(f'{name}: this name leads out of the folder {folder}')
     return path
 
-
+# %% ../nbs/00c_data.ipynb #24554271
 def an_existing_folder(
     path: str | Path,  # that must be a folder
 ) -> Path:
@@ -216,7 +201,7 @@ def stem(
     path = Path(name)
     return (path.with_suffix('') if path.suffix.lower() in SUFFIXES else path).as_posix()
 
-
+# %% ../nbs/00c_data.ipynb #f130307f
 def names_without_endings(
     names: list,  # of image files, each once
 ) -> list[str]:  # as many names, each once
@@ -247,7 +232,7 @@ def gallery() -> Reader:
 def _nouns_of(captions):
     return tuple(dict.fromkeys(noun for c in captions for noun in nouns(c)))
 
-
+# %% ../nbs/00c_data.ipynb #41d3adf0
 def _captioned(row, image=None):
     captions = tuple(row['captions'])
     return Example(
@@ -336,11 +321,12 @@ def _coco_files(root, part):
     )
     if not captions.is_file():
         raise FileNotFoundError(
-            f'{captions}: there is no such file; unpack annotations_trainval2017.zip in {root}, or name the file with captions=FILE'
+            f'{captions}: there is no such file; unpack annotations_trainval2017.zip in {root},'
+            ' or name the file with captions=FILE'
         )
     return root / part, captions, instances if instances.is_file() else None
 
-
+# %% ../nbs/00c_data.ipynb #60d5d6a8
 def _id(value):
     "An id as text: 7, 7.0 and '7' are the same"
     return str(int(value) if isinstance(value, float) and value.is_integer() else value)
@@ -353,7 +339,7 @@ def _coco_read(file, kind, read):
     except (KeyError, TypeError, AttributeError) as e:
         raise ValueError(f'{file}: not a file of COCO {kind} ({type(e).__name__}: {e})') from None
 
-
+# %% ../nbs/00c_data.ipynb #7a373154
 def _some_match(file, annotations, image_ids):
     if annotations and not any(_id(a['image_id']) in image_ids for a in annotations):
         raise ValueError(
@@ -410,7 +396,7 @@ def _given_size(size):
         raise ValueError(f'its size in the file is {size[0]} × {size[1]} pixels')
     return width, height
 
-
+# %% ../nbs/00c_data.ipynb #ed1c22ce
 def _drawn_in(size, frame):
     "The size in which outlines are drawn, given what the file says; whether it is the stored frame"
     if size is None or size == frame.stored[::-1] != frame.upright:
@@ -419,7 +405,8 @@ def _drawn_in(size, frame):
         if same_shape(size, known):
             return size, is_stored
     raise ValueError(
-        f'its size in the file is {size[0]} × {size[1]} pixels, that of the image {frame.upright[0]} × {frame.upright[1]}'
+        f'its size in the file is {size[0]} × {size[1]} pixels,'
+        f' that of the image {frame.upright[0]} × {frame.upright[1]}'
     )
 
 # %% ../nbs/00c_data.ipynb #5c9d2308
@@ -458,7 +445,7 @@ def _coco_masks(marked, size, frame):
         masks[category] = masks.get(category, False) | mask
     return masks
 
-
+# %% ../nbs/00c_data.ipynb #c7b5afea
 def _coco_example(row, folder, marked, sizes):
     file = inside(folder, row['name'])
     ex = _captioned(dict(row, file=file))
@@ -514,7 +501,7 @@ def _write_images(data, folder):
         ]
     return images, captions, marked
 
-
+# %% ../nbs/00c_data.ipynb #3cf4c54a
 def write_coco(
     data,  # a `Reader`, or any Examples
     folder: str | Path,  # made where missing
@@ -545,7 +532,7 @@ VOC = (
     'sheep sofa train tvmonitor'
 ).split()
 
-
+# %% ../nbs/00c_data.ipynb #d4512863
 def _voc_example(row):
     image = open_image(row['file'])
     with opened(row['mask']) as drawn:
@@ -590,7 +577,7 @@ def _class_names(file, folders):
         raise ValueError(f'{file}: it names no folder, such as {min(folders)}')
     return called
 
-
+# %% ../nbs/00c_data.ipynb #266d9e93
 def class_folders(
     path: str | Path,  # holds a folder for each class
     names: str
@@ -623,7 +610,7 @@ def _numbered(folder):
                 raise ValueError(f'{path}: {first} has the same number')
     return found
 
-
+# %% ../nbs/00c_data.ipynb #8c7da9e3
 def cc3m(
     table: str | Path,  # Train_GCC-training.tsv: caption, tab, link
     images: str
@@ -645,7 +632,7 @@ def cc3m(
     ]
     return Reader(rows, _downloaded)
 
-
+# %% ../nbs/00c_data.ipynb #4f5b9de0
 def _downloaded(row):
     if row['file'] is None:
         raise ImageError(f"{row['link']}: no image was downloaded")
@@ -676,7 +663,7 @@ def _member(shard, place):
         f.seek(place[0])
         return f.read(place[1])
 
-
+# %% ../nbs/00c_data.ipynb #e8127b03
 def _shard_example(row):
     at, name = row['members'], f"{row['shard']}, {row['image_id']}"
     read = lambda ending: _member(row['shard'], at[ending])
@@ -715,7 +702,7 @@ def webdataset(
         raise ValueError(f'{shards}: there is no image in these tar files ({" ".join(SUFFIXES)})')
     return Reader(_each_once(rows, shards), _shard_example)
 
-
+# %% ../nbs/00c_data.ipynb #d156d66b
 def _each_once(rows, where):
     often = Counter(row['image_id'] for row in rows).most_common(1)
     if often and often[0][1] > 1:
@@ -750,7 +737,7 @@ def _class_label(feature):
     inner = inner[0] if isinstance(inner, list) and len(inner) == 1 else inner
     return inner if hasattr(inner, 'int2str') else None
 
-
+# %% ../nbs/00c_data.ipynb #e625d5a1
 def _hf_example(row, data, image, caption):
     name, r = f'row {row["image_id"]}', data[row['row']]
     cell = dict(path=r[image]) if isinstance(r[image], str) else r[image]
@@ -807,7 +794,7 @@ def corpus(
 def _captions_table(path, images=None, **columns):
     return image_folder(images or Path(path).parent, path, **columns)
 
-
+# %% ../nbs/00c_data.ipynb #271f6379
 SOURCES: dict[str, Callable] = dict(
     gallery=lambda _: gallery(),
     corpus=corpus,

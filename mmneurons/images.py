@@ -8,6 +8,7 @@ __all__ = ['SUFFIXES', 'HEIC', 'one_line', 'ImageError', 'is_image_file', 'opene
 
 # %% ../nbs/003_images.ipynb #5c9d21ac
 import base64, io, os, warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def _start(path, n=12):
     with open(path, 'rb') as f:
         return f.read(n)
 
-
+# %% ../nbs/003_images.ipynb #28ee775b
 def _unidentified(path):
     "Why Pillow does not know what kind of file this is"
     if not _start(path):
@@ -135,7 +136,7 @@ def _reason(e, path=None):
 def opened(
     path: str | Path | io.BytesIO,  # an image file
     name: str | None = None,  # what an error calls it; default: its path
-):  # the image as Pillow opens it, not yet turned or converted
+) -> Iterator[Image.Image]:  # as Pillow opens it, not yet turned or converted
     "An open image file; any error inside this context is an `ImageError` of one line"
     try:
         with warnings.catch_warnings():
@@ -238,7 +239,7 @@ def shrunk(
     small.thumbnail((side, side))
     return small
 
-
+# %% ../nbs/003_images.ipynb #e657f617
 def encoded(
     image,  # PIL, RGB
     kind: str = 'jpeg',  # or png, for what is transparent
@@ -249,7 +250,7 @@ def encoded(
     image.save(buffer, kind, quality=quality, optimize=True)
     return buffer.getvalue()
 
-
+# %% ../nbs/003_images.ipynb #df1e15b5
 def data_uri(
     image,  # PIL, RGB
     kind: str = 'jpeg',  # or png, for what is transparent

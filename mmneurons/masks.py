@@ -145,7 +145,7 @@ class Frame:
         cls,
         path: str | Path,  # an image file
         image: Image.Image,  # what `open_image` made of it
-    ):
+    ) -> 'Frame':
         "The frame of an image file"
         return cls(*stored_frame(path), image.size)
 
@@ -164,7 +164,7 @@ def turned(
     image.getexif()[0x0112] = orientation
     return np.asarray(ImageOps.exif_transpose(image))
 
-
+# %% ../nbs/00b_masks.ipynb #16c5bfec
 def laid_on(
     mask: np.ndarray,  # (height, width)
     frame: Frame,  # of its image
@@ -262,7 +262,7 @@ def _from_runs(runs, width, height, rle):
         raise ValueError(f'its run lengths do not cover the {width} × {height} pixels of its image')
     return mask.astype(bool)
 
-
+# %% ../nbs/00b_masks.ipynb #aa82ae1d
 def run_lengths(
     mask: np.ndarray,  # bool (height, width)
 ) -> dict:  # size, counts
