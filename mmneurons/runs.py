@@ -15,12 +15,14 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-import pandas as pd, psutil, pyarrow as pa, pyarrow.parquet as pq, torch
-from accelerate import PartialState
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+import pandas as pd, psutil, pyarrow as pa, pyarrow.parquet as pq
 from fastcore.basics import chunked
 from tqdm.auto import tqdm
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 # %% ../nbs/000_runs.ipynb #5e1f0a02
 def needs(
@@ -68,8 +70,11 @@ def write_atomic(
 # %% ../nbs/000_runs.ipynb #91f7b569
 def processes(
     device=None,  # where the model is or will be
-) -> PartialState:  # num_processes, process_index, is_main_process, wait_for_everyone()
+) -> 'PartialState':  # num_processes, process_index, is_main_process, wait_for_everyone()
     "The processes that work together; a process on its own is the main one of one"
+    import torch
+    from accelerate import PartialState
+
     cpu = torch.device(device).type == 'cpu' if device else not torch.cuda.is_available()
     return PartialState(cpu=cpu, timeout=timedelta(days=7))  # one of them may be much slower
 
@@ -86,6 +91,8 @@ def out_of_memory(
     e: BaseException,  # any
 ) -> bool:
     "Whether a smaller batch might succeed"
+    from accelerate.utils.memory import should_reduce_batch_size
+
     return isinstance(e, MemoryError) or should_reduce_batch_size(e)
 
 # %% ../nbs/000_runs.ipynb #82884f07
@@ -174,6 +181,8 @@ def in_halves(
             continue
         full, error = out_of_memory(error), None  # the frames of an error would hold the memory
         if full:
+            from accelerate.utils.memory import clear_device_cache
+
             clear_device_cache(garbage_collection=True)
             failed(part, f'{len(part)} at a time were too many for the memory', False)
         yield from in_halves(part, do, failed, -(-len(part) // 2) if full else 1)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEAD', 'words_of', 'nouns', 'first_noun', 'content_words', 'same_noun']
 
-# %% ../nbs/00a_text.ipynb #290789e4
+# %% ../nbs/00a_text.ipynb #5c9d21e2
 from functools import cache
 
 # %% ../nbs/00a_text.ipynb #b3f0c7f6
@@ -24,9 +24,7 @@ def words_of(
     pos: tuple,  # spaCy's parts of speech
 ) -> list[str]:  # lower case, in the order of the text, with repetitions
     "The words of a caption that are one of these parts of speech"
-    text = ' '.join(
-        text[:2000].split()
-    )  # of a longer one, a page of a book perhaps, only the beginning
+    text = ' '.join(text[:2000].split())  # of a whole page only the beginning
     if not text:
         return []
     doc = _tagger()(LEAD + text[0].lower() + text[1:])
@@ -43,7 +41,7 @@ def nouns(
 def first_noun(
     text: str,  # a caption
 ) -> str | None:  # None where the caption has no noun: the caller decides what to do then
-    "The word that the paper asks the model for"
+    "The first noun of a caption: the word whose probability the paper attributes"
     return next(iter(nouns(text)), None)
 
 # %% ../nbs/00a_text.ipynb #f6e1126c

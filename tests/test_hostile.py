@@ -15,7 +15,7 @@ BOX = [0, 0, 9, 0, 9, 9, 0, 9]
 def coco_of(
     folder, annotations=(), images=None, categories=(dict(id=1, name='flag'),), captions=None
 ):
-    "A data set of one picture of 20 × 10 pixels, in COCO's format"
+    "A data set of one image of 20 × 10 pixels, in COCO's format"
     (
         (folder / 'val2017').mkdir(parents=True, exist_ok=True),
         (folder / 'annotations').mkdir(exist_ok=True),
@@ -44,7 +44,7 @@ def coco_of(
         ),
         (
             dict(segmentation=dict(size=[10, 20], counts=[10**9, 5])),
-            'annotation 9: its run lengths add up to 1000000005',
+            'annotation 9: its run lengths do not cover',
         ),
         (
             dict(segmentation=dict(size=[10, 20], counts=[300, -100])),
@@ -55,7 +55,15 @@ def coco_of(
         (dict(segmentation=[[0, 0, 9, 0, 9]]), 'three corners'),
         (dict(segmentation=[[0, 0, 9, float('nan'), 9, 9]]), 'three corners'),
         (dict(segmentation=[['a'] * 6]), 'annotation 9'),
-        ({}, 'annotation 9'),
+        (dict(segmentation=[0, 0, 9, 0, 9, 9]), 'neither a list of polygons nor run lengths'),
+        (dict(segmentation='zzzz'), 'neither a list of polygons nor run lengths'),
+        (dict(segmentation=dict(size=[10, 20], counts='0' * 10**6)), 'do not cover'),
+        (dict(segmentation=dict(size=[10, 20], counts=[100])), 'do not cover'),
+        (dict(segmentation=dict(size=[10, 20], counts=[2**32 + 200])), 'do not cover'),
+        (dict(segmentation=dict(size=[10, 20])), 'annotation 9'),
+        (dict(segmentation=dict(counts=[200])), 'annotation 9: its mask is of None'),
+        (dict(segmentation=dict(size='ab', counts=[200])), 'annotation 9'),
+        (dict(segmentation=dict(size=7, counts=[200])), 'annotation 9'),
     ],
 )
 def test_a_mask_that_does_not_fit_is_an_error_that_names_it(tmp_path, annotation, said):
@@ -64,7 +72,23 @@ def test_a_mask_that_does_not_fit_is_an_error_that_names_it(tmp_path, annotation
     assert '\n' not in str(e.value)
 
 
-def test_a_polygon_may_lie_outside_the_picture(tmp_path):
+@pytest.mark.parametrize(
+    'width, height', [(10**9, 10**9), (20, -10), (0, 10), ('wide', 10), (2.5, 10), (True, [])]
+)
+def test_a_size_that_no_image_has_is_an_error_before_memory_is_taken(tmp_path, width, height):
+    image = dict(id=1, file_name='a.png', width=width, height=height)
+    data = coco_of(tmp_path, [dict(segmentation=[BOX])], images=[image])
+    with pytest.raises(ValueError, match='annotation 9: its size in the file is'):
+        data[0]
+
+
+def test_objects_without_an_outline_are_left_out_and_listed(tmp_path):
+    nothing = [{}, *(dict(segmentation=s) for s in (None, [], [[]], {}, ''))]
+    data = coco_of(tmp_path, [*nothing, dict(segmentation=[BOX])])
+    assert list(data[0].masks) == ['flag'] and data.skipped == ['annotation 9: no outline'] * 6
+
+
+def test_a_polygon_may_lie_outside_the_image(tmp_path):
     far = 10**12  # its outline, drawn in full, would take terabytes
     outside, over = [100, 100, 120, 100, 120, 120], [-far, -far, far, -far, far, far, -far, far]
     assert not coco_of(tmp_path / 'a', [dict(segmentation=[outside])])[0].masks['flag'].any()
@@ -87,9 +111,9 @@ def test_packed_run_lengths_are_read_as_the_usual_library_reads_them(tmp_path):
         assert (ex.masks['flag'] == truth).all()
 
 
-def test_a_coco_file_with_a_picture_twice_or_nowhere(tmp_path):
+def test_a_coco_file_with_an_image_twice_or_nowhere(tmp_path):
     one = dict(id=1, file_name='a.png', width=20, height=10)
-    with pytest.raises(ValueError, match='two pictures have the id 1'):
+    with pytest.raises(ValueError, match='two images have the id 1'):
         coco_of(tmp_path, images=[one, dict(one)])
     data = coco_of(tmp_path, images=[one, dict(one, id=2, file_name='gone.png')])
     with pytest.raises(ValueError, match='gone.png: there is no such file'):
@@ -133,7 +157,7 @@ def test_a_tar_whose_members_climb_out_is_read_in_place(tmp_path):
         link.type, link.linkname = tarfile.SYMTYPE, '/etc/passwd'
         tar.addfile(link)
     data = webdataset(tmp_path / 's.tar')
-    assert len(data) == 2 and {ex.image.size for ex in data} == {(9, 9)}  # the link is no picture
+    assert len(data) == 2 and {ex.image.size for ex in data} == {(9, 9)}  # the link is no image
     assert (
         sorted(p.name for p in tmp_path.iterdir()) == ['s.tar']
         and not (tmp_path.parent.parent / 'out.png').exists()
