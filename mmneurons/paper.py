@@ -435,10 +435,10 @@ def figure_2(
     "Images, their five best interpretable neurons, and where those are active"
     best, captions = best_of_each(run), run.images.set_index('image_id').caption
     names = [i for i in random_images(run, n) if i in set(run.maps.image_id)]
-    fig, axes = panels(len(names), 2, 3.6, 3.9)
+    fig, axes = panels(len(names), 2, 2.9, 3.4)
     for ax, name in zip(axes, names):
         ax.imshow(heat_over(run, name, np.mean(maps_of(run, name).heat.to_list()[:5], axis=0)))
-        ax.set_title(plain(f'“{captions[name]}”', 44), fontsize=9)
+        ax.set_title(plain(f'“{captions[name]}”', 36), fontsize=9)
         labels = [label(r) for r in best[best.image_id == name].itertuples()]
         ax.set_xlabel('\n'.join(labels), fontsize=9, linespacing=1.3)
     note = (
@@ -456,7 +456,7 @@ def figure_4(
     nouns = run.images.set_index('image_id').noun
     counts = run.maps.groupby(KEY).size().sort_values(ascending=False, kind='stable')
     neurons = counts.head(n).rename('images').reset_index().merge(token_lists(run.decoding), on=KEY)
-    fig, axes = panels(len(neurons) * images, images, 2, 2.25)
+    fig, axes = panels(len(neurons) * images, images, 1.7, 1.95)
     for row, neuron in enumerate(neurons.itertuples()):
         t = with_heat(run.maps.merge(neurons[KEY].iloc[[row]], on=KEY))
         t = t.assign(most=t.heat.map(np.max)).sort_values('most', ascending=False)
@@ -739,6 +739,7 @@ def figure_s4(
     axes[1].plot(t.index, t.random, color='#888888', marker='.', label='random neurons')
     axes[1].set(xlabel='layer', ylabel='interpretable, %', ylim=(0, None))
     for ax in axes:
+        ax.xaxis.get_major_locator().set_params(integer=True)
         ax.spines[['top', 'right']].set_visible(False)
         ax.legend(frameon=False, fontsize=8)
     note = run.sentence('Different neurons among the highest-scoring of each image, for')
