@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 import mmneurons as mn
@@ -28,9 +27,8 @@ from mmneurons.targets import choose_target
 from mmneurons.text import first_noun, same_noun
 
 ROOT = Path(__file__).resolve().parents[1]
-COUNTS = 1, 5, 10, 25, 50, 100, 200
-ALL_COUNTS = 'contrast', 'another noun'  # the other rankings at 25 and 100 only
-CAPTIONED = 25, 100
+COUNTS = {'contrast': (1, 5, 10, 25, 100, 200), 'another noun': (25, 100, 200)}  # the rest: 25
+CAPTIONED = 25, 100  # of those two, under the mean and resampling
 
 
 def cifar(folder, split, n, seed):
@@ -45,14 +43,14 @@ def rankings(mm, seen, a, donor, donor_a, baseline, seed):
     "{name: ranking} of one image; `donor` is an image of another class"
     target = choose_target(mm, seen, a.target)
     wrong = attribute(mm, seen, donor_a.target, baseline=baseline)
-    own = top_neurons(a, COUNTS[-1])
+    own = top_neurons(a, 200)
     return target, {
         'contrast': own,
-        'another noun': top_neurons(donor_a, COUNTS[-1]),
-        'wrong word': top_neurons(wrong, COUNTS[-1]),
-        'eq. 2, sum': top_neurons(attribute(mm, seen, target, method='eq2'), COUNTS[-1]),
-        'eq. 2, maximum': top_neurons(attribute(mm, seen, target, paper=True), COUNTS[-1]),
-        'random': random_ranking(own, mm.n_units, seed),
+        'another noun': top_neurons(donor_a, 200),
+        'wrong word': top_neurons(wrong, 25),
+        'eq. 2, sum': top_neurons(attribute(mm, seen, target, method='eq2'), 25),
+        'eq. 2, maximum': top_neurons(attribute(mm, seen, target, paper=True), 25),
+        'random': random_ranking(own.head(25), mm.n_units, seed),
     }
 
 
@@ -66,14 +64,17 @@ def captions_without(mm, seen, tables, value):
 def measure(mm, ex, seen, a, donor, donor_a, baseline, seed):
     "All rows of one image"
     target, ranked = rankings(mm, seen, a, donor, donor_a, baseline, seed)
-    keys = [(r, k) for r in ranked for k in (COUNTS if r in ALL_COUNTS else CAPTIONED)]
+    keys = [(r, k) for r in ranked for k in COUNTS.get(r, (25,))]
     sets = [ranked[r].head(k) for r, k in keys]
-    spoken = [i for i, (r, k) in enumerate(keys) if r in ALL_COUNTS and k in CAPTIONED]
+    spoken = [i for i, (r, k) in enumerate(keys) if r in COUNTS and k in CAPTIONED]
     values = dict(mean=baseline, resample=unit_activations(mm, donor), zero=0.0)
     rows = []
     for name, value in values.items():
         found = ablation_effects(mm, seen, target, sets, value, chunk=len(sets))
-        captions = dict(zip(spoken, captions_without(mm, seen, [sets[i] for i in spoken], value)))
+        captions = {}
+        if name != 'zero':
+            texts = captions_without(mm, seen, [sets[i] for i in spoken], value)
+            captions = dict(zip(spoken, texts))
         for i, (ranking, k) in enumerate(keys):
             rows.append(
                 dict(

@@ -49,7 +49,7 @@ def caption_all(args, mm, file):
             left = [i for i, r in enumerate(data.rows) if (split, r['image_id']) not in done]
             for at in tqdm(range(0, len(left), 16), desc=split, disable=not left):
                 examples = [data[i] for i in left[at : at + 16]]
-                said = mm.caption([ex.image for ex in examples])
+                said = mm.captions([ex.image for ex in examples])
                 for i, ex, text in zip(left[at : at + 16], examples, said):
                     r = data.rows[i]
                     about = dict(kind=r.get('kind') or r['style'], concept=r.get('concept', ''))

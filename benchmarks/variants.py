@@ -17,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from measure import append, drawn, readable, top_25
+from mmneurons.activations import Baseline, patch_activations, unit_activations
 from mmneurons.attribution import attribute
 from mmneurons.data import Reader, corpus
 from mmneurons.text import first_noun
@@ -24,8 +25,7 @@ from mmneurons.neurons import matched
 from mmneurons.stats import interval, roc_auc
 from mmneurons.encoders import ENCODERS, SOURCES, Encoder
 from mmneurons.model import MultimodalLM
-from mmneurons.activations import patch_activations, unit_activations
-from mmneurons.receptive_fields import position_mean, to_pixels
+from mmneurons.receptive_fields import to_pixels
 from mmneurons.train import Features, TrainConfig, train_projection
 from mmneurons.wordnet import names_match
 
@@ -72,10 +72,10 @@ def some(data, n):
 
 def inside(mm, examples, train, pool):
     "For each image: area under the curve of its 25 highest interpretable neurons in the object's mask, and of random ones"
-    usual, rows = position_mean(mm, [ex.image for ex in some(train, 48)]), []
+    usual, rows = Baseline.over(mm, [ex.image for ex in some(train, 48)]).mean, []
     for i, ex in enumerate(tqdm(examples, desc='where they fire')):
         try:
-            best = top_25(attribute(mm, ex.image), pool)
+            best = top_25(attribute(mm, ex.image, paper=True), pool)
         except ValueError:
             continue  # a caption without a word
         acts = unit_activations(mm, ex.image) - usual

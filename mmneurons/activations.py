@@ -7,6 +7,7 @@ __all__ = ['unit_activations', 'patch_activations', 'neuron_activations', 'finge
            'default_baseline', 'as_baseline']
 
 # %% ../nbs/01a_activations.ipynb #91a65473
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -92,6 +93,7 @@ class Baseline:
     "The mean activation of each neuron at each image position, over reference images"
 
     mean: torch.Tensor  # (layer, unit, patch), float32
+    spread: torch.Tensor  # (layer, unit): standard deviation, over images, of the mean over patches
     n: int  # reference images
     source: str  # what they were
     pair: str  # `fingerprint` of the model
@@ -111,9 +113,12 @@ class Baseline:
         "Measure it"
         refuse_open_hooks(mm)
         total, n = torch.zeros(mm.n_layers, mm.n_units, mm.n_patches), 0
+        squares = torch.zeros(mm.n_layers, mm.n_units, dtype=torch.double)
 
         def add(layer, acts):
-            total[layer] += acts[:, mm.image_positions].float().sum(0).T.cpu()
+            acts = acts[:, mm.image_positions].float()
+            total[layer] += acts.sum(0).T.cpu()
+            squares[layer] += acts.mean(1).double().square().sum(0).cpu()
 
         known = len(images) if hasattr(images, '__len__') else None
         bar = tqdm(total=known, desc='baseline', unit='image', leave=False, disable=None)
@@ -126,7 +131,9 @@ class Baseline:
         bar.close()
         if not n:
             raise ValueError('there are no images to take the mean over')
-        return cls(total / n, n, source, fingerprint(mm))
+        mean = total / n
+        variance = (squares / n - mean.double().mean(-1).square()).clamp(0) * n / max(1, n - 1)
+        return cls(mean, variance.sqrt().float(), n, source, fingerprint(mm))
 
     @classmethod
     def load(
@@ -136,9 +143,8 @@ class Baseline:
         "Read what `save` wrote"
         try:
             with safe_open(file, 'pt') as f:
-                return cls(
-                    f.get_tensor('mean'), **(about := f.metadata()) | dict(n=int(about['n']))
-                )
+                tensors, about = {k: f.get_tensor(k) for k in f.keys()}, f.metadata()
+            return cls(**tensors, **about | dict(n=int(about['n'])))
         except (SafetensorError, KeyError, TypeError):
             raise ValueError(f'{file} is no baseline, or is damaged') from None
 
@@ -148,7 +154,8 @@ class Baseline:
     ):
         "Write it into one file, which appears complete or not at all"
         about = dict(n=str(self.n), source=self.source, pair=self.pair)
-        write_atomic(file, save(dict(mean=self.mean.contiguous()), about))
+        tensors = dict(mean=self.mean.contiguous(), spread=self.spread.contiguous())
+        write_atomic(file, save(tensors, about))
 
     def check(
         self,
@@ -179,7 +186,7 @@ def default_baseline(
 ) -> Baseline:
     "The baseline over the gallery: read from the cache folder, or measured and kept there"
     file = Path(cache_dir()) / 'baselines' / f'{fingerprint(mm)}.safetensors'
-    if file.is_file():
+    with suppress(FileNotFoundError, ValueError):  # a damaged file is measured again
         return Baseline.load(file)
     found = Baseline.over(mm, [example.image for example in gallery()], 'the gallery')
     file.parent.mkdir(parents=True, exist_ok=True)

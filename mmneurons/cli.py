@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['WAYS_OUT', 'LOOK', 'LOOK_EXAMPLES', 'OUTPUT', 'STATUS', 'ENVIRONMENT', 'GENERAL', 'EXAMPLES', 'LIBRARY', 'say',
-           'ModelError', 'plain', 'load', 'ours', 'page_path', 'looks', 'shown', 'run_look', 'run_corpus', 'left_out',
-           'run_train', 'whole_numbers', 'run_sweep', 'run_paper', 'run_atlas', 'add_fields', 'run_notebooks',
-           'counting', 'add_command', 'add_model', 'look_command', 'corpus_command', 'train_command', 'sweep_command',
-           'run_commands', 'notebooks_command', 'make_parser', 'main']
+           'ModelError', 'plain', 'load', 'writable_page', 'page_path', 'chosen_baseline', 'looks', 'printed',
+           'run_look', 'run_corpus', 'left_out', 'run_train', 'whole_numbers', 'run_sweep', 'run_paper', 'run_atlas',
+           'run_find', 'run_check', 'add_fields', 'run_notebooks', 'counting', 'add_command', 'add_model',
+           'look_command', 'corpus_command', 'train_command', 'sweep_command', 'run_commands', 'find_command',
+           'check_command', 'notebooks_command', 'make_parser', 'main', 'run']
 
 # %% ../nbs/10_cli.ipynb #ac3478d6
 import argparse, errno, io, json, os, shutil, signal, sys
@@ -18,19 +19,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from . import __version__
-from mmneurons.manual import (
-    NOTEBOOKS,
-    NOTEBOOKS_EXAMPLES,
-    PAPER,
-    PAPER_EXAMPLES,
-    SWEEP,
-    SWEEP_DATA,
-    SWEEP_EXAMPLES,
-    TRAIN,
-    TRAIN_DATA,
-    TRAIN_EXAMPLES,
-    TRAIN_FILES,
-)
+from .manual import NOTEBOOKS, NOTEBOOKS_EXAMPLES, PAPER, PAPER_EXAMPLES, SWEEP, SWEEP_DATA, SWEEP_EXAMPLES, TRAIN, TRAIN_DATA, TRAIN_EXAMPLES, TRAIN_FILES
 
 # %% ../nbs/10_cli.ipynb #902ba3cd
 def say(
@@ -76,17 +65,16 @@ def load(
     from mmneurons.model import MultimodalLM
     from mmneurons.report import licences
 
+    dtype = getattr(torch, args.dtype) if args.dtype else None
     try:
-        mm = MultimodalLM.from_pretrained(
-            args.model, args.projection, args.device, args.dtype and getattr(torch, args.dtype)
-        )
+        mm = MultimodalLM.from_pretrained(args.model, args.projection, args.device, dtype)
     except (ValueError, KeyError, OSError, RuntimeError, AssertionError, SafetensorError) as e:
         raise ModelError(e) from e
     say('weights: ' + '; '.join(f'{name} ({licence})' for name, licence in licences(mm).items()))
     return mm
 
 # %% ../nbs/10_cli.ipynb #7b52009b
-def ours(
+def writable_page(
     path: Path,  # where a page should go
 ) -> Path:
     "`path` itself, if a page may be written there"
@@ -109,80 +97,91 @@ def page_path(
 ) -> Path:
     "Where the page of one photo goes"
     if out and out.endswith('.html'):
-        return ours(Path(out))
+        return writable_page(Path(out))
     folder, stem = Path(out) if out else Path(photo).parent, Path(photo).stem
     names = (f'{stem}{n}.html' for n in ['', *(f'-{i}' for i in range(2, len(taken) + 3))])
-    return ours(next(folder / name for name in names if folder / name not in taken))
+    return writable_page(next(folder / name for name in names if folder / name not in taken))
+
+# %% ../nbs/10_cli.ipynb #f1abd671
+def chosen_baseline(
+    args,  # of `mmneurons look`: baseline
+    mm,  # MultimodalLM
+):  # Baseline
+    "The baseline that the arguments name; by default the one over the gallery"
+    from mmneurons.activations import Baseline, as_baseline
+
+    if args.baseline is None:
+        return as_baseline(mm)
+    if Path(args.baseline).is_dir():
+        from mmneurons.data import image_folder
+
+        images = (example.image for example in image_folder(args.baseline))
+        return Baseline.over(mm, images, str(args.baseline))
+    return Baseline.load(args.baseline).check(mm)
 
 # %% ../nbs/10_cli.ipynb #0716d970
 def looks(
     args,  # of `mmneurons look`
-):  # yields (photo, Look or exception, page or None)
-    "Look at each photo in turn and write its page"
+):  # yields (path, Look or exception, page or None)
+    "Look at each image in turn and write its page"
     from mmneurons.images import open_image
 
     mm, taken, together = None, set(), []
-    for photo in tqdm(args.photo, unit='photo', disable=None if len(args.photo) > 1 else True):
+    for path in tqdm(args.image, unit='image', disable=None if len(args.image) > 1 else True):
         try:
-            image = open_image(photo)
-            page = None if args.no_html else page_path(photo, args.out, taken)
+            image = open_image(path)
+            page = None if args.no_html else page_path(path, args.out, taken)
             if mm is None:
                 mm = load(args)
+                baseline = chosen_baseline(args, mm)
             from mmneurons.report import elsewhere, html_page, look
 
-            seen = look(
-                mm,
-                image,
-                args.target,
-                args.k,
-                args.raw,
-                seed=args.seed,
-                image_id=photo,
-                baseline='none' if args.no_html else 'position_mean',
-            )
+            how = dict(k=args.k, seed=args.seed, image_id=path, baseline=baseline)
+            found = look(mm, image, args.target, **how)
             if page == Path(args.out or ''):
-                together.append(seen)
+                together.append(found)
             elif page:
-                page.write_text(html_page([seen]), 'utf-8', 'replace')
+                page.write_text(html_page([found]), 'utf-8', 'replace')
             taken.add(page)
-            yield photo, seen, page
+            yield path, found, page
         except (ValueError, OSError) as e:
-            yield photo, e, None
+            if args.debug:
+                raise
+            yield path, e, None
     if together:
-        Path(args.out).write_text(html_page(together, elsewhere(mm, together)), 'utf-8', 'replace')
+        page = html_page(together, elsewhere(mm, together, baseline=baseline))
+        Path(args.out).write_text(page, 'utf-8', 'replace')
 
 # %% ../nbs/10_cli.ipynb #9e6a55b6
-def shown(
-    seen,  # Look
+def printed(
+    found,  # Look
     page: Path | None,  # its page
     as_json: bool,  # one line of JSON, or text
 ) -> str:  # without a line break at the end
-    "What standard output gets for one photo"
-    from mmneurons.report import as_dict, as_text
+    "What standard output gets for one image"
+    from mmneurons.report import as_dict
+    from mmneurons.check import as_text
 
     if as_json:
-        return json.dumps(as_dict(seen) | dict(page=page and str(page)))
-    return (
-        as_text(seen, shutil.get_terminal_size((100, 24)).columns)
-        + f'\n\n  page: {page}' * bool(page)
-        + '\n'
-    )
+        return json.dumps(as_dict(found) | dict(page=page and str(page)))
+    text = as_text(found, shutil.get_terminal_size((110, 24)).columns)
+    return text + f'\n\n  page: {page}' * bool(page) + '\n'
 
 # %% ../nbs/10_cli.ipynb #b3f0c7f6
 def run_look(
     args,  # of `mmneurons look`
 ) -> int:  # exit status
-    "`mmneurons look`: print what was seen, photo by photo"
+    "`mmneurons look`: print what was found, image by image"
     status = 0
-    for photo, seen, page in looks(args):
-        if not isinstance(seen, Exception):
-            tqdm.write(shown(seen, page, args.json))
+    for path, found, page in looks(args):
+        if not isinstance(found, Exception):
+            tqdm.write(printed(found, page, args.json))
             continue
-        status, name, seen = 1, str(Path(photo)), plain(seen)
-        error = str(seen) if name in str(seen) else f'{name}: {seen}'
+        status, name, found = 1, str(Path(path)), plain(found)
+        error = str(found) if name in str(found) else f'{name}: {found}'
         say(error)
         if args.json:
-            tqdm.write(json.dumps(dict(image=photo, error=error)))
+            tqdm.write(json.dumps(dict(image=path, error=error)))
     return status
 
 # %% ../nbs/10_cli.ipynb #472b07b9
@@ -321,6 +320,35 @@ def run_atlas(
 
     return tqdm.write(str(atlas(args.run_folder, args.out))) or 0
 
+# %% ../nbs/10_cli.ipynb #a71a5004
+def run_find(
+    args,  # of `mmneurons find`
+) -> int:  # exit status
+    "`mmneurons find`: find the neurons that fire for a concept and promote its words"
+    from mmneurons.catalogue import find_neurons
+    from mmneurons.data import open_data
+
+    data = open_data(args.data)[: args.limit]
+    Path(args.out).mkdir(parents=True, exist_ok=True)
+    catalogue = find_neurons(load(args), data, args.out)
+    file = Path(args.out) / 'catalogue.json'
+    catalogue.save(file)
+    tqdm.write(
+        f'{file}: {len(catalogue.rows)} neurons that fire for a concept and promote its words'
+    )
+    return 0
+
+
+def run_check(
+    args,  # of `mmneurons check`
+) -> int:  # exit status
+    "`mmneurons check`: compare a pair with what is published for it"
+    from mmneurons.check import as_text, check, exit_status
+
+    table = check(load(args), args.coco)
+    tqdm.write(as_text(table))
+    return exit_status(table)
+
 # %% ../nbs/10_cli.ipynb #4d134bc0
 def add_fields(
     parser,  # argparse parser
@@ -365,18 +393,20 @@ def run_notebooks(
 
 # %% ../nbs/10_cli.ipynb #887309d0
 LOOK = """
-Show which neurons of a text-only language model turn a photograph into a word.
+Show which neurons of a text-only language model turn an image into a word.
 
-A frozen vision encoder, which has never read a word, hands the photograph to
-a frozen language model, which has never seen a picture, through one trained
-linear layer. For each photo this command prints
-  - the caption, its first noun, and the probability of that noun;
-  - the neurons that raised it most: name (layer, unit, sign of the activation),
-    score, patch (row,column from 0 at the top left) and the words the neuron
-    writes. * marks readable ones: of their ten words at least seven are
-    English words of three letters or more;
-  - the probability and the caption once the 50 highest neurons are switched
-    off, and once 50 random neurons of the same layers are.
+A frozen vision encoder hands the image to a frozen language model, which was
+trained on text alone, through one trained linear layer. For each image this
+command prints
+  - the caption, its first noun, the probability of that noun, and how often
+    the pair was right with this noun on validation images;
+  - what carried the noun: the neurons whose change from their usual activation
+    raised it most, with score, patch (row,column from 0 at the top left) and
+    the tokens they promote;
+  - the probability and the caption with 25 of them at their usual activation,
+    with 25 of another noun, and with 25 random ones of the same layers;
+  - the neurons that mean the noun: those that promote its words and are
+    unusually active in this image, whether they carried it or not.
 It writes the same, with each neuron's heatmap, to one page to click through.
 """
 
@@ -393,15 +423,15 @@ examples:
 OUTPUT = """
 output:
   Results go to standard output. Progress, the licences of the weights, and one
-  line for each photo that could not be read go to standard error. With --json
-  each photo is one line of JSON; one that could not be read has an "error".
+  line for each image that could not be read go to standard error. With --json
+  each image is one line of JSON; one that could not be read has an "error".
 """
 
 # %% ../nbs/10_cli.ipynb #cb4e5208
 STATUS = """
 exit status:
   0    everything was done
-  1    something could not be read or written; the rest was done
+  1    something could not be read or written, or differs; the rest was done
   2    wrong usage, or the model could not be loaded
   130  interrupted, as the shell counts it
   141  the reader of standard output left
@@ -416,9 +446,9 @@ environment:
 
 # %% ../nbs/10_cli.ipynb #f1f836cb
 GENERAL = """
-Find the neurons that turn a picture into words inside a language model that was
-trained on text alone: read them, see where in the picture they fire, and switch
-them off.
+Find the neurons that turn an image into words inside a language model that was
+trained on text alone: decode them, see where in the image they are active, and
+ablate them.
 """
 
 # %% ../nbs/10_cli.ipynb #972a67c4
@@ -434,11 +464,9 @@ first use, from what pip install 'mmneurons[pocket]' brings.
 # %% ../nbs/10_cli.ipynb #fc074d50
 LIBRARY = """
 as a library:
-  from mmneurons.model import MultimodalLM
-  from mmneurons.images import open_image
-  from mmneurons.report import look
-  mm = MultimodalLM.from_pretrained("pocket")
-  print(look(mm, open_image("dog.jpg")))
+  import mmneurons as mn
+  mm = mn.MultimodalLM.from_pretrained("pocket")
+  print(mn.look(mm, mn.open_image("dog.jpg")))
 """
 
 # %% ../nbs/10_cli.ipynb #cb7a1d77
@@ -466,16 +494,29 @@ def add_command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         **{'description': f'{brief.capitalize()}.', 'epilog': STATUS + ENVIRONMENT, **manual},
     )
-    p.set_defaults(run=run, parser=p, projection=None, dtype=None)
+    p.add_argument('--debug', action='store_true', help='show the traceback of an error')
+    p.set_defaults(run=run, parser=p)
     return p
 
 # %% ../nbs/10_cli.ipynb #af3e1334
 def add_model(
     p,  # parser of a command that loads a model
+    dtype: str | None = None,  # what is used where none is named
 ):
-    "The options that say which model, and where it runs"
+    "The options that say which model, in which format, and where it runs"
     p.add_argument(
         '--model', default='pocket', help='the pretrained pair to load (default: pocket)'
+    )
+    p.add_argument(
+        '--projection',
+        metavar='FILE',
+        help="a projection from mmneurons train in place of the model's own",
+    )
+    p.add_argument(
+        '--dtype',
+        choices=['bfloat16', 'float16', 'float32'],
+        default=dtype,
+        help=f"of the language model (default: {dtype or 'of the pair'})",
     )
     p.add_argument('--device', help='cpu, cuda, mps, ... (default: cuda if there is one, else cpu)')
 
@@ -488,20 +529,22 @@ def look_command(
         commands,
         'look',
         run_look,
-        'show the neurons that turn a photograph into a word',
-        usage='mmneurons look [options] PHOTO [PHOTO ...]',
+        'show the neurons that turn an image into a word',
+        usage='mmneurons look [options] IMAGE [IMAGE ...]',
         description=LOOK,
         epilog=LOOK_EXAMPLES + OUTPUT + STATUS + ENVIRONMENT,
     )
-    p.add_argument('photo', nargs='+', metavar='PHOTO', help='a picture in any common format')
+    p.add_argument('image', nargs='+', metavar='IMAGE', help='an image in any common format')
     p.add_argument(
         '--target', metavar='WORD', help="explain WORD in place of the caption's first noun"
     )
     p.add_argument(
-        '--k', type=counting, default=10, metavar='N', help='neurons to show (default: 10)'
+        '--k', type=counting, default=5, metavar='N', help='neurons in each block (default: 5)'
     )
     p.add_argument(
-        '--raw', action='store_true', help='order by score alone, not readable neurons first'
+        '--baseline',
+        metavar='PATH',
+        help='folder of reference images, or a saved baseline (default: the gallery)',
     )
     p.add_argument(
         '--seed', type=int, default=0, metavar='N', help='draws the random neurons (default: 0)'
@@ -509,16 +552,11 @@ def look_command(
     p.add_argument(
         '--out',
         metavar='PATH',
-        help='folder for the pages, or one FILE.html for all (default: beside each photo)',
+        help='folder for the pages, or one FILE.html for all (default: beside each image)',
     )
     p.add_argument('--no-html', action='store_true', help='write no page')
-    p.add_argument('--json', action='store_true', help='print one line of JSON for each photo')
+    p.add_argument('--json', action='store_true', help='print one line of JSON for each image')
     add_model(p)
-    p.add_argument(
-        '--projection',
-        metavar='FILE',
-        help="a projection from mmneurons train in place of the model's own",
-    )
 
 # %% ../nbs/10_cli.ipynb #92cfceb3
 def corpus_command(
@@ -586,13 +624,7 @@ def train_command(
         default='csv',
         help='log.csv and samples.csv, or TensorBoard events (default: csv)',
     )
-    add_model(p)
-    p.add_argument(
-        '--dtype',
-        choices=['bfloat16', 'float16', 'float32'],
-        default='bfloat16',
-        help='of the language model (default: bfloat16)',
-    )
+    add_model(p, 'bfloat16')
     p.add_argument(
         '--recipe',
         choices=['pocket', 'limber'],
@@ -686,16 +718,6 @@ def sweep_command(
     )
     p.add_argument('--seed', type=int, metavar='N', help='of all random neurons (default: 0)')
     add_model(p)
-    p.add_argument(
-        '--projection',
-        metavar='FILE',
-        help="a projection from mmneurons train in place of the model's own",
-    )
-    p.add_argument(
-        '--dtype',
-        choices=['bfloat16', 'float16', 'float32'],
-        help="of the language model (default: the pair's own)",
-    )
 
 # %% ../nbs/10_cli.ipynb #e3d8cb02
 def run_commands(
@@ -724,6 +746,39 @@ def run_commands(
             metavar='FOLDER',
             help=f"where to write them (default: {name}, in the run's folder)",
         )
+
+# %% ../nbs/10_cli.ipynb #e3d8cb03
+def find_command(
+    commands,  # what `add_subparsers` gave
+):
+    "The options of `mmneurons find`"
+    p = add_command(
+        commands,
+        'find',
+        run_find,
+        'find the neurons that fire for a concept and promote its words',
+        epilog=SWEEP_DATA + STATUS + ENVIRONMENT,
+    )
+    p.add_argument('--data', required=True, metavar='SOURCE', help='labelled images (see below)')
+    p.add_argument('--out', required=True, metavar='FOLDER', help='of the run, made where missing')
+    p.add_argument('--limit', type=counting, metavar='N', help='only the first N images')
+    add_model(p)
+
+
+def check_command(
+    commands,  # what `add_subparsers` gave
+):
+    "The options of `mmneurons check`"
+    p = add_command(commands, 'check', run_check, 'compare a pair with what is published for it')
+    p.add_argument('model', nargs='?', default='pocket', metavar='MODEL', help='default: pocket')
+    p.add_argument(
+        '--coco', metavar='FOLDER', help='with val2017 and annotations, for the images of the paper'
+    )
+    p.add_argument('--projection', metavar='FILE', help='in place of its own')
+    p.add_argument(
+        '--dtype', choices=['bfloat16', 'float16', 'float32'], help='default: of the pair'
+    )
+    p.add_argument('--device', help='default: cuda if there is one, else cpu')
 
 # %% ../nbs/10_cli.ipynb #a8dbf10e
 def notebooks_command(
@@ -760,13 +815,10 @@ def make_parser(
     )
     p.add_argument('--version', action='version', version=f'mmneurons {__version__}')
     commands = p.add_subparsers(title='commands', metavar='COMMAND', required=True)
-    (
-        look_command(commands),
-        sweep_command(commands),
-        run_commands(commands),
-        corpus_command(commands),
-        train_command(commands, command == 'train'),
-    )
+    for add in look_command, find_command, sweep_command, run_commands, check_command:
+        add(commands)
+    corpus_command(commands)
+    train_command(commands, command == 'train')
     notebooks_command(commands)
     return p
 
@@ -774,21 +826,15 @@ def make_parser(
 def main(
     argv: list[str] | None = None,  # arguments; default: the command line
 ) -> int:  # exit status
-    "The `mmneurons` command"
+    "The `mmneurons` command as a function"
     argv = sys.argv[1:] if argv is None else argv
-    with suppress(ValueError):
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors='replace')
     parser = make_parser(argv[0] if argv else '')
     if not argv:
         parser.print_help(sys.stderr)
         return 2
     args, unknown = parser.parse_known_args(argv)
-    if unknown:
-        args.parser.error(
-            f'unrecognized arguments: {" ".join(unknown)}'
-        )  # with the usage of the command, not of all
+    if unknown:  # with the usage of the command, not of all
+        args.parser.error(f'unrecognized arguments: {" ".join(unknown)}')
     try:
         status = args.run(args)
         sys.stdout.flush()
@@ -797,10 +843,20 @@ def main(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (ModelError, ValueError, OSError) as e:
+        if args.debug:
+            raise
         say(plain(e))
         return 2 if isinstance(e, ModelError) else 1
+
+
+def run() -> int:  # exit status
+    "The `mmneurons` command as a process: Control-C ends it at once"
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='replace')
+    return main()
 
 # %% ../nbs/10_cli.ipynb #8effee40
 #| eval: false
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run())

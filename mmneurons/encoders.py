@@ -7,6 +7,7 @@ __all__ = ['ENCODERS', 'SOURCES', 'EncoderSpec', 'encoder_spec', 'as_grid', 'Enc
 
 # %% ../nbs/006_encoders.ipynb #ac3478d6
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np, timm, torch
@@ -251,7 +252,11 @@ def _open_clip_build(spec, pretrained):
     tag = open_clip.get_pretrained_cfg(spec.name, spec.pretrained) if spec.pretrained else {}
     options = dict(force_quick_gelu=tag.get('quick_gelu', False)) | spec.kwargs
     return open_clip.create_model(
-        spec.name, spec.pretrained if pretrained else None, force_image_size=size, **options
+        spec.name,
+        spec.pretrained if pretrained else None,
+        force_image_size=size,
+        device=torch.get_default_device(),  # also 'meta', where only the shapes are wanted
+        **options,
     ).visual
 
 # %% ../nbs/006_encoders.ipynb #887309d0
@@ -277,6 +282,8 @@ class Encoder(nn.Module):
         spec: EncoderSpec | str,  # a row, or a name for `encoder_spec`
         image_size: tuple[int, int] | None = None,  # (height, width) in place of the row's own
         weights: bool = True,  # False: random ones, also where the row names some
+        to_map: Callable
+        | None = None,  # `to_map(model, pixels, name)` → (batch, row, column, d_image); default: the source's own
     ):
         super().__init__()
         spec = encoder_spec(spec) if isinstance(spec, str) else spec
@@ -284,7 +291,8 @@ class Encoder(nn.Module):
         self.spec = replace(spec, image_size=(height, width))
         if spec.source not in SOURCES:
             raise ValueError(f'unknown source {spec.source!r}; there are: {", ".join(SOURCES)}')
-        build, self.to_map = SOURCES[spec.source]
+        build, own_map = SOURCES[spec.source]
+        self.to_map = to_map or own_map
         self.model = build(self.spec, weights and bool(spec.pretrained))
         if spec.file and weights:
             self.load(wheel_file(spec.file, spec.requirement))

@@ -68,7 +68,7 @@ def name_images(
     rows = []
     for i in tqdm(range(0, len(dataset), batch), desc='captions', disable=len(dataset) <= batch):
         examples = [dataset[j] for j in range(i, min(i + batch, len(dataset)))]
-        for ex, text in zip(examples, mm.caption([ex.image for ex in examples])):
+        for ex, text in zip(examples, mm.captions([ex.image for ex in examples])):
             rows.append(judged(ex.image_id, ex.nouns[0], text))
     return pd.DataFrame(rows)
 

@@ -5,11 +5,16 @@
 # %% auto #0
 __all__ = ['iou', 'iou_ceiling', 'pointing', 'overlap', 'attention', 'control_maps', 'by_category']
 
-# %% ../nbs/04a_overlap.ipynb #ac3478d6
-import numpy as np, pandas as pd, torch
+# %% ../nbs/04a_overlap.ipynb #cbf5f51a
+from typing import Any
 
-from .stats import average_precision, interval, roc_auc
+import numpy as np
+import pandas as pd
+import torch
+
 from .model import MultimodalLM
+from .receptive_fields import field_mask
+from .stats import average_precision, interval, roc_auc
 
 # %% ../nbs/04a_overlap.ipynb #902ba3cd
 def iou(
@@ -20,96 +25,89 @@ def iou(
     masks, truth = np.asarray(masks, bool), np.asarray(truth, bool)
     return (masks & truth).sum((1, 2)) / np.maximum(1, (masks | truth).sum((1, 2)))
 
-# %% ../nbs/04a_overlap.ipynb #b1d57811
+# %% ../nbs/04a_overlap.ipynb #bb016527
 def iou_ceiling(
-    area,  # of the object, as a share of the picture; a number or an array
+    area,  # of the object, as a proportion of the image; a number or an array
     top: float = 0.05,  # of the field
-):  # as `area`
+) -> Any:  # as `area`
     "The highest IoU that a field of that size can reach"
     return np.minimum(area, top) / np.maximum(area, top)
 
-# %% ../nbs/04a_overlap.ipynb #9e6a55b6
+# %% ../nbs/04a_overlap.ipynb #51d43d0b
 def pointing(
     heat,  # (neuron, height, width)
     truth,  # (height, width) bool
-) -> np.ndarray:  # (neuron,): 1 or 0, in between where several pixels are equally hot
-    "Whether the hottest pixel lies in `truth`"
-    hottest = heat == np.max(heat, axis=(1, 2), keepdims=True)
-    return (hottest & np.asarray(truth, bool)).sum((1, 2)) / hottest.sum((1, 2))
+) -> np.ndarray:  # (neuron,): 1 or 0, in between where several pixels are equally high
+    "Whether the highest pixel lies in `truth`"
+    highest = heat == np.max(heat, axis=(1, 2), keepdims=True)
+    return (highest & np.asarray(truth, bool)).sum((1, 2)) / highest.sum((1, 2))
 
-# %% ../nbs/04a_overlap.ipynb #b3f0c7f6
+# %% ../nbs/04a_overlap.ipynb #654c9fa2
 def overlap(
     heat,  # (neuron, height, width)
     truth,  # (height, width) bool
-    top: float = 0.05,  # share of the pixels in the field of `iou`
+    top: float = 0.05,  # proportion of the pixels in the field of `iou`
 ) -> pd.DataFrame:  # iou, ap, auc, pointing: one row a heatmap
     "All four measures"
+    heat = np.asarray(heat)
     if heat.shape[1:] != np.shape(truth):
         raise ValueError(f'heatmaps of {heat.shape[1:]} pixels, but a mask of {np.shape(truth)}')
-    field = heat > np.quantile(heat, 1 - top, axis=(1, 2), keepdims=True)
-    return pd.DataFrame(
-        dict(
-            iou=iou(field, truth),
-            ap=average_precision(heat, truth),
-            auc=roc_auc(heat, truth),
-            pointing=pointing(heat, truth),
-        )
+    columns = dict(
+        iou=iou(field_mask(heat, top), truth),
+        ap=average_precision(heat, truth),
+        auc=roc_auc(heat, truth),
+        pointing=pointing(heat, truth),
     )
+    return pd.DataFrame(columns)
 
-# %% ../nbs/04a_overlap.ipynb #12c6fc06
+# %% ../nbs/04a_overlap.ipynb #c74a480f
 @torch.no_grad()
 def attention(
     mm: MultimodalLM,  # the model
-    image,  # a PIL image
+    image,  # an image or a `Seen`
     text_ids=(),  # caption tokens before the target
 ) -> torch.Tensor:  # (layer, head, position)
-    "How the position that predicts the target spreads its attention"
-    decoder = mm.lm.get_decoder()
-    usual = decoder.config._attn_implementation
+    "The attention of the position that predicts the target"
+    x, decoder = mm.embed(mm.see(image, False).soft_prompt, text_ids), mm.lm.get_decoder()
+    before = decoder.config._attn_implementation
     decoder.set_attn_implementation('eager')
     try:
-        out = mm.lm(
-            inputs_embeds=mm.embed(mm.soft_prompt([image]), text_ids),
-            output_attentions=True,
-            use_cache=False,
-            logits_to_keep=1,
-        )
+        out = mm.lm(inputs_embeds=x, output_attentions=True, use_cache=False, logits_to_keep=1)
     finally:
-        decoder.set_attn_implementation(usual)
+        decoder.set_attn_implementation(before)
     return torch.stack([a[0, :, -1].float().cpu() for a in out.attentions])
 
-# %% ../nbs/04a_overlap.ipynb #4d134bc0
+# %% ../nbs/04a_overlap.ipynb #d100a149
 @torch.no_grad()
 def control_maps(
     mm: MultimodalLM,  # the model
-    image,  # a PIL image
+    image,  # an image or a `Seen`
     text_ids=(),  # caption tokens before the target
     channels: int = 100,  # of the encoder, drawn at random
     seed: int = 0,  # of the draw
 ) -> dict:  # name → (n, patch)
     "Maps that know no neuron: the projection's norm, the encoder's norm and channels, attention to the target"
-    patches, at = mm.patches([image])[0].float().cpu(), mm.image_positions
+    seen, at = mm.see(image, False), mm.image_positions
+    patches = seen.patches.float().cpu()
     some = np.random.default_rng(seed).permutation(patches.shape[1])[:channels]
     return {
-        'projection norm': mm.soft_prompt([image])[0].float().norm(dim=-1)[None].cpu(),
+        'projection norm': seen.soft_prompt[0].float().norm(dim=-1)[None].cpu(),
         'encoder norm': patches.norm(dim=-1)[None],
         'encoder channels': patches.T[some],
-        'attention': attention(mm, image, text_ids).mean((0, 1))[None, at.start : at.stop],
+        'attention': attention(mm, seen, text_ids).mean((0, 1))[None, at.start : at.stop],
     }
 
-# %% ../nbs/04a_overlap.ipynb #bc33ea4e
+# %% ../nbs/04a_overlap.ipynb #08443a04
 def by_category(
-    table: pd.DataFrame,  # image_id, kind, arm, and the measure: one row a picture and arm
+    table: pd.DataFrame,  # image_id, kind, arm, and the measure: one row an image and arm
     measure: str,  # a column
-    least: int = 5,  # pictures; smaller categories are left out
-) -> pd.DataFrame:  # kind, arm, mean, lo, hi, pictures
-    "The mean of each category and arm, with its 95 % interval over pictures"
+    least: int = 5,  # images; smaller categories are left out
+) -> pd.DataFrame:  # kind, arm, mean, lo, hi, images
+    "The mean of each category and arm, with its 95 % interval over images"
     rows = []
     for (kind, arm), part in table.groupby(['kind', 'arm']):
-        if len(part) < least:
-            continue
-        lo, hi = interval(part[measure])
-        rows.append(
-            dict(kind=kind, arm=arm, mean=part[measure].mean(), lo=lo, hi=hi, pictures=len(part))
-        )
-    return pd.DataFrame(rows, columns=['kind', 'arm', 'mean', 'lo', 'hi', 'pictures'])
+        if len(part) >= least:
+            lo, hi = interval(part[measure])
+            mean = part[measure].mean()
+            rows.append(dict(kind=kind, arm=arm, mean=mean, lo=lo, hi=hi, images=len(part)))
+    return pd.DataFrame(rows, columns=['kind', 'arm', 'mean', 'lo', 'hi', 'images'])

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'LICENCES', 'CARD', 'ModelConfig', 'licence_of', 'credits', 'read_projection', 'check_projection',
-           'load_projection', 'save_projection', 'lm_source', 'kept_bytes', 'Plan', 'size_of', 'whole_modules',
+           'load_projection', 'save_projection', 'lm_config_of', 'kept_bytes', 'Plan', 'size_of', 'whole_modules',
            'bytes_saved', 'plan', 'free_memory', 'require_memory', 'smaller', 'Slice', 'weight_files', 'lazy_weights',
-           'local_folder', 'plain_generation', 'quantiser', 'load_lm', 'write_pair', 'Pair', 'read_pair', 'find_pair',
-           'usual_defaults', 'Parts', 'load_parts', 'projection_file']
+           'local_folder', 'only_special_tokens', 'quantiser', 'load_lm', 'write_pair', 'Pair', 'read_pair',
+           'find_pair', 'usual_defaults', 'Parts', 'load_parts', 'projection_file', 'default_pair']
 
 # %% ../nbs/007_pairs.ipynb #ac3478d6
 import contextlib, importlib.util, io, json, lzma, pickle, sys
@@ -176,16 +176,24 @@ def save_projection(
     )
 
 # %% ../nbs/007_pairs.ipynb #91032ad7
-def lm_source(
+def lm_config_of(
     config: ModelConfig,  # of the pair
-) -> dict:  # arguments for transformers' `from_pretrained`
-    "Where the language model comes from: a converted package, a folder, or the hub"
-    if config.lm in WEIGHTS:
-        return dict(pretrained_model_name_or_path=lm_folder(config.lm))
-    return dict(
-        pretrained_model_name_or_path=config.lm,
-        **(dict(revision=config.lm_revision) if config.lm_revision else {}),
-    )
+):  # transformers' configuration
+    "The language model's configuration, from a converted package, a folder, or the hub"
+    name = lm_folder(config.lm) if config.lm in WEIGHTS else config.lm
+    try:
+        found = AutoConfig.from_pretrained(name, revision=config.lm_revision or 'main')
+    except OSError as e:
+        raise OSError(
+            f'the language model {config.lm} is no folder, not in the cache, and cannot be '
+            f'fetched from the hub: {str(e).splitlines()[0]}'
+        ) from None
+    if getattr(found, 'quantization_config', None):
+        raise ValueError(
+            f"{config.lm} is stored quantised, and so are its neurons' directions; take the "
+            'checkpoint in half precision, with bits=8 or bits=4 where memory is short'
+        )
+    return found
 
 # %% ../nbs/007_pairs.ipynb #472b07b9
 def kept_bytes(
@@ -258,13 +266,8 @@ def plan(
     bits: int | None = None,  # 8 or 4: of the quantised layers
 ) -> Plan:
     "Build the pair without its weights and send an image without content through it"
-    lm_config = lm_config or AutoConfig.from_pretrained(**lm_source(config))
-    if getattr(lm_config, 'quantization_config', None):
-        raise ValueError(
-            f"{config.lm} is stored quantised, and so are its neurons' directions; take the "
-            'checkpoint in half precision, with bits=8 or bits=4 where memory is short'
-        )
-    with torch.device('meta'):
+    lm_config = lm_config or lm_config_of(config)
+    with quiet(), torch.device('meta'):
         encoder = Encoder(spec, config.image_size, weights=False)
     with FakeTensorMode():
         model = AutoModelForCausalLM.from_config(lm_config, dtype=dtype)
@@ -399,7 +402,7 @@ def local_folder(
     return Path(folder)
 
 # %% ../nbs/007_pairs.ipynb #c7load05
-def plain_generation(
+def only_special_tokens(
     folder: Path,  # of a language model
 ) -> GenerationConfig:
     "The checkpoint's begin, end and padding tokens, and nothing else of its generation settings"
@@ -465,7 +468,7 @@ def load_lm(
             f'and {len(missing) - 1} more are missing'
         )
     lm.requires_grad_(False)
-    lm.generation_config = plain_generation(folder)
+    lm.generation_config = only_special_tokens(folder)
     tokenizer = AutoTokenizer.from_pretrained(config.tokenizer or folder)
     if config.image_token:
         tokenizer.add_special_tokens(dict(cls_token=config.image_token))
@@ -669,3 +672,19 @@ def projection_file(
     raise ValueError(
         f'{label} comes without a projection: name a file, or train one from projection=False'
     )
+
+# %% ../nbs/007_pairs.ipynb #c7defp01
+def default_pair() -> str:  # a key of `PRESETS`
+    "The paper's pair on a GPU that has room for it, the pocket elsewhere; one line says which, and why"
+    if not torch.cuda.is_available():
+        name, why = 'pocket', 'there is no GPU here'
+    elif (free := free_memory('cuda')) < 15e9:
+        name, why = 'pocket', f'{free / 1e9:.0f} GB are free on the GPU, limber-beit needs 15'
+    else:
+        try:
+            lm_config_of(PRESETS['limber-beit'])
+            name, why = 'limber-beit', f'{free / 1e9:.0f} GB are free on the GPU'
+        except OSError:
+            name, why = 'pocket', 'there is a GPU, but GPT-J is not in the cache and no hub answers'
+    print(f'{name}: {why}')
+    return name

@@ -7,7 +7,7 @@ __all__ = ['WEIGHTS', 'PUBLISHED', 'wheel_file', 'check_sha256', 'Weights', 'cac
            'quiet', 'convert_gguf', 'lm_folder', 'Published', 'blob_id', 'download', 'fetch']
 
 # %% ../nbs/004_weights.ipynb #ac3478d6
-import contextlib, hashlib, importlib.util, os, shutil, subprocess, sys, tempfile, zipfile
+import contextlib, hashlib, importlib.util, logging, os, shutil, subprocess, sys, tempfile, zipfile
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -159,15 +159,17 @@ def find_gguf(
 # %% ../nbs/004_weights.ipynb #c0quiet1
 @contextlib.contextmanager
 def quiet():
-    "transformers shows no progress bars and no load reports inside this context"
-    log = transformers.utils.logging
-    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    "Libraries show no progress bars and no reports inside this context; errors are shown"
+    log, root = transformers.utils.logging, logging.getLogger()
+    levels, bars = (log.get_verbosity(), root.level), log.is_progress_bar_enabled()
     log.set_verbosity_error()
+    root.setLevel(logging.ERROR)
     log.disable_progress_bar()
     try:
         yield
     finally:
-        log.set_verbosity(level)
+        log.set_verbosity(levels[0])
+        root.setLevel(levels[1])
         if bars:
             log.enable_progress_bar()
 

@@ -504,7 +504,7 @@ def test_pictures_find_their_words_unless_the_captions_are_shuffled(tmp_path, ki
             row['captions'] = (f'a {colour} on the',)
         train, val = (Features(mm, part, folder) for part in (data[:48], data[48:]))
         log = train_projection(mm, train, cfg, folder, val)
-        captions = mm.caption([example.image for example in data[48:]], max_new_tokens=5)
+        captions = mm.captions([example.image for example in data[48:]], max_new_tokens=5)
         return (
             log.loss[0],
             log.val_loss.iloc[-1],

@@ -16,15 +16,7 @@ from PIL import Image, ImageEnhance
 from tqdm.auto import tqdm
 
 from ..images import open_image
-from mmneurons.corpus.cutouts import (
-    ARTISTS,
-    CIFAR,
-    PACKAGES,
-    cutouts,
-    open_cutout,
-    read_table,
-    split_of,
-)
+from .cutouts import ARTISTS, CIFAR, PACKAGES, cutouts, open_cutout, read_table, split_of
 from ..weights import fetch
 
 # %% ../../nbs/00f_compose.ipynb #c1dfd96e
@@ -128,7 +120,7 @@ def _draw(labels, n, rng, without=()):
     return sorted((i for c in classes for i in rng.sample(c, n)), key=lambda i: i // 10_000)
 
 
-def _cifar_splits(root, seed, n_train=600, n_test=100, n_val=30):
+def _cifar_splits(root, seed, n_train=600, n_test=100, n_val=20):
     "For each split: its files, the class of each photograph in them, and the places drawn"
     labels = {p: json.loads((root / f'{p}_lables.json').read_text()) for p in ('train', 'test')}
     rng, batches = random.Random(seed), [f'data_batch_{b}' for b in range(1, 6)]
