@@ -93,7 +93,7 @@ class Exhibit:
         if self.figure is None:
             raise ValueError(f'{self.name} has no figure')
         buffer = io.BytesIO()
-        self.figure.savefig(buffer, dpi=100, format=kind)
+        self.figure.savefig(buffer, dpi=85, format=kind)
         return buffer.getvalue()
 
     def uri(self) -> str:
@@ -558,7 +558,7 @@ def figure_s1(
 ) -> Exhibit:
     "The mean map of an image's five best neurons, and how well its top 5 % covers the object"
     t, theirs = best_covered(run, n)
-    fig, axes = panels(len(t), 4, 2.2, 2.4)
+    fig, axes = panels(len(t), 4, 2, 2.2)
     for ax, r in zip(axes, t.itertuples()):
         heat = np.mean(maps_of(run, r.image_id).heat.to_list()[:5], axis=0)
         ax.imshow(heat_over(run, r.image_id, heat))
