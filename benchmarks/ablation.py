@@ -1,10 +1,10 @@
-"""What a picture's ablation curves cost in batches, as a ratio to running their settings one by one; and memory over many pictures.
+"""What an image's ablation curves cost in batches, as a ratio to running their settings one by one; and memory over many images.
 
     python benchmarks/ablation.py                     the pocket model: 9 numbers of neurons in 3 arms, with captions
-    python benchmarks/ablation.py --memory 500        resident memory over many pictures, on a tiny model
+    python benchmarks/ablation.py --memory 500        resident memory over many images, on a tiny model
 
-Both ways are timed in one process, in turns, on the same picture. One by one is what a user would write: for each setting
-`with ablate(...)`, the probability, and the caption. A second ratio is to a loop that encodes the picture only once and takes
+Both ways are timed in one process, in turns, on the same image. One by one is what a user would write: for each setting
+`with ablate(...)`, the probability, and the caption. A second ratio is to a loop that encodes the image only once and takes
 the point without ablation only once.
 """
 
@@ -13,35 +13,31 @@ import argparse, json, statistics, time
 import pandas as pd, psutil, torch
 
 from mmneurons.ablation import ablate, ablation_curve, paper_arms, paper_ks, target_probability
-from mmneurons.attribution import attribute, top_neurons
+from mmneurons.activations import default_baseline
+from mmneurons.attribution import attribute, attribute_all, top_neurons
 from mmneurons.data import gallery
 from mmneurons.model import MultimodalLM, tiny_model
 
 
 def ways(mm, image, attribution, arms, ks):
-    "The same curves three times: in batches, one by one, one by one with the picture encoded once"
+    "The same curves three times: in batches, one by one, one by one with the image encoded once"
+
+    value = default_baseline(mm).mean
 
     def batched():
-        return ablation_curve(mm, image, attribution, arms, ks)
+        return ablation_curve(mm, [image], [attribution], arms, ks, value)
 
     def loop(once=False):
-        rows, soft_prompt, intact = [], mm.soft_prompt([image]), None
+        rows, seen, intact = [], mm.see(image, False), None
         for arm, neurons in arms.items():
             for k in ks:
                 if once and not k and intact:
                     rows.append((arm, k, *intact))
                     continue
-                with ablate(mm, neurons.head(k)):
-                    p = target_probability(
-                        mm, soft_prompt if once else mm.soft_prompt([image]), attribution
-                    ).item()
-                    text = (
-                        mm.tokenizer.decode(
-                            mm.caption_ids(soft_prompt)[0], skip_special_tokens=True
-                        ).strip()
-                        if once
-                        else mm.caption(image)
-                    )
+                with ablate(mm, neurons.head(k), value):
+                    prompt = (seen if once else mm.see(image, False)).soft_prompt
+                    p = target_probability(mm, prompt, attribution).item()
+                    text = mm.caption(seen if once else image)
                 if not k:
                     intact = p, text
                 rows.append((arm, k, p, text))
@@ -51,7 +47,7 @@ def ways(mm, image, attribution, arms, ks):
 
 
 def speed(args):
-    "Median seconds of each way over the pictures, the ratios, and whether they say the same"
+    "Median seconds of each way over the images, the ratios, and whether they say the same"
     mm, took, off, same = (
         MultimodalLM.from_pretrained(
             args.model, device=args.device, dtype=getattr(torch, args.dtype)
@@ -76,7 +72,7 @@ def speed(args):
     seconds = {k: statistics.median(v) for k, v in took.items()}
     return dict(
         settings=len(found['batched']),
-        pictures=args.n,
+        images=args.n,
         **{k: round(v, 2) for k, v in seconds.items()},
         ratio=round(seconds['batched'] / seconds['one_by_one'], 3),
         ratio_encoded_once=round(seconds['batched'] / seconds['encoded_once'], 3),
@@ -86,9 +82,9 @@ def speed(args):
 
 
 def memory(args):
-    "Resident MB after some of the pictures; `ablation_curve` gets an iterator and never holds more than one"
+    "Resident MB after some of the images; `ablation_curve` gets an iterator and never holds more than one"
     mm, images, seen = tiny_model(), [ex.image for ex in gallery()], {}
-    found = attribute(mm, images, 'dog', caption=['a dog'] * len(images))
+    found = list(attribute_all(mm, images, 'dog', captions=['a dog'] * len(images)))
 
     def stream():
         for i in range(args.memory):
@@ -114,8 +110,8 @@ if __name__ == '__main__':
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--dtype', choices=['float32', 'bfloat16'], default='float32')
     parser.add_argument(
-        '-n', type=int, default=3, help='pictures of the gallery, after one to warm up'
+        '-n', type=int, default=3, help='images of the gallery, after one to warm up'
     )
-    parser.add_argument('--memory', type=int, default=0, metavar='PICTURES')
+    parser.add_argument('--memory', type=int, default=0, metavar='IMAGES')
     args = parser.parse_args()
     print(json.dumps(memory(args) if args.memory else speed(args)))

@@ -2,11 +2,11 @@
 
     python benchmarks/attribution.py --model gptj12            a GPT-J of 12 layers, width 768, random weights, 200 positions
     python benchmarks/attribution.py --model pocket            the pocket model
-    python benchmarks/attribution.py --memory 1000             memory over many pictures
-    python benchmarks/attribution.py --model gptj6b            GPT-J-6B's shape, random weights, on a GPU: pictures a second, share of the matmul rate
+    python benchmarks/attribution.py --memory 1000             memory over many images
+    python benchmarks/attribution.py --model gptj6b            GPT-J-6B's shape, random weights, on a GPU: images a second, share of the matmul rate
 
 nnsight and transformer-lens (before 4) are measured where they are installed. Every way runs once unmeasured and then in turns with
-the others; the median counts. The table goes to --out as csv. "one pass" puts all eight pictures into one: on Linux its tensors
+the others; the median counts. The table goes to --out as csv. "one pass" puts all eight images into one: on Linux its tensors
 are so large that each is taken from the system anew and given back after use, unless MALLOC_MMAP_MAX_=0
 MALLOC_TRIM_THRESHOLD_=17179869184 stands in the environment.
 """
@@ -17,7 +17,8 @@ from functools import partial
 import pandas as pd, torch, transformers
 from transformers import AutoModelForCausalLM
 
-from mmneurons.attribution import METHODS, _reduced, attribute, passes
+from mmneurons.activations import default_baseline
+from mmneurons.attribution import METHODS, attribute_all, passes, reduce_positions
 from mmneurons.targets import Target
 from mmneurons.data import gallery
 from mmneurons.encoders import ENCODERS, Encoder
@@ -54,31 +55,35 @@ def gptj(name, device, dtype):
 
 
 class Case:
-    "One model, one picture, one word, and the ways to score it"
+    "One model, one image, one word, and the ways to score it"
 
     def __init__(self, mm):
         self.mm, self.t = mm, Target('dog', 8, [4, 7])
         torch.manual_seed(0)
         self.images = [ex.image for ex in gallery()[:8]]
-        self.prompt = mm.soft_prompt(self.images).detach()
-        self.x = mm.embed(self.prompt[:1], self.t.text_ids).detach()
+        self.seen = list(mm.see_all(self.images, False))
+        self.baseline = default_baseline(mm)
+        self.x = mm.embed(self.seen[0].soft_prompt, self.t.text_ids).detach()
         self.down = [mm.down(l) for l in range(mm.n_layers)]
 
     def bare(self):
         x = self.x.clone().requires_grad_()
         self.mm(x)[0, self.t.token_id].backward()
 
-    def ours(self, n=1, targets=None, keep=None, way=METHODS['grad_x_post']):
+    def ours(self, n=1, targets=None, keep=None, way=METHODS['grad_x_act'], **options):
         targets = targets or [self.t]
         out = {}
 
-        def each(layer, row, i, scores, acts):
+        def each(layer, row, i, scores, acts, change):
             if keep is not None:
                 keep[layer] = scores
-            out[row, i, layer] = _reduced(scores, acts, 'max')
+            out[row, i, layer] = reduce_positions(scores, acts, change, 'max', True)
 
-        way(self.mm, self.images[:n], self.prompt[:n], [targets] * n, each, 'image')
-        return torch.stack([out[0, 0, l][0] for l in range(self.mm.n_layers)])
+        way(self.mm, self.seen[:n], [targets] * n, each, 'image', **options)
+        return torch.stack([out[0, 0, l]['scores'] for l in range(self.mm.n_layers)])
+
+    def contrast(self):
+        self.ours(way=METHODS['contrast'], baseline=self.baseline)
 
     def three(self):
         self.ours(
@@ -89,10 +94,13 @@ class Case:
         self.ours(8)
 
     def eight_at_once(self):
-        self.ours(8, way=lambda mm, images, *rest: passes(mm, *rest, 'post'))
+        def at_once(mm, seen, *rest):
+            return passes(mm, torch.cat([s.soft_prompt for s in seen]), *rest)
+
+        self.ours(8, way=at_once)
 
     def call(self, n=1):
-        attribute(self.mm, self.images[:n], 'dog')
+        list(attribute_all(self.mm, self.images[:n], 'dog', baseline=self.baseline))
 
     def captum_list(self):
         from captum.attr import LayerGradientXActivation
@@ -204,9 +212,9 @@ def rss():
 
 
 def memory(mm, n):
-    "Resident memory, in MB, after the first ten and after `n` pictures"
+    "Resident memory, in MB, after the first ten and after `n` images"
     images, seen = [ex.image for ex in gallery()], {}
-    stream = attribute(mm, (images[i % len(images)] for i in range(n)), batch=4)
+    stream = attribute_all(mm, (images[i % len(images)] for i in range(n)), batch_size=4)
     for i, a in enumerate(stream):
         if i + 1 in (12, n // 2, n):
             seen[i + 1] = round(rss())
@@ -214,7 +222,7 @@ def memory(mm, n):
 
 
 def on_gpu(args):
-    "GPT-J-6B's shape: pictures a second, and the share of the matrix products' own rate"
+    "GPT-J-6B's shape: images a second, and the share of the matrix products' own rate"
     mm = gptj('gptj6b', 'cuda', torch.bfloat16)
     case = Case(mm)
     a, b = (torch.randn(8192, 8192, device='cuda', dtype=torch.bfloat16) for _ in range(2))
@@ -225,7 +233,7 @@ def on_gpu(args):
     rate = 20 * 2 * 8192**3 / took['matmul']
     flop = 4 * sum(p.numel() for n, p in mm.lm.named_parameters() if '.h.' in n) * case.x.shape[1]
     return dict(
-        pictures_a_second=8 / took['eight'],
+        images_a_second=8 / took['eight'],
         single=1 / took['one'],
         matmul_tflops=rate / 1e12,
         share_of_matmul=8 * flop / took['eight'] / rate,
@@ -248,11 +256,12 @@ def main(args):
     ways = {
         'bare': case.bare,
         'ours': case.ours,
+        'ours, contrast': case.contrast,
         'ours, three targets': case.three,
-        'ours, eight pictures': case.eight,
-        'ours, eight pictures, one pass': case.eight_at_once,
+        'ours, eight images': case.eight,
+        'ours, eight images, one pass': case.eight_at_once,
         'attribute()': case.call,
-        'attribute(), eight pictures': partial(case.call, 8),
+        'attribute(), eight images': partial(case.call, 8),
         'captum, list': case.captum_list,
         'captum, loop': case.captum_loop,
     }
@@ -297,8 +306,8 @@ def main(args):
         captum_relative=agree,
         bfloat16_top100=len(set(top16.tolist()) & set(top32.tolist())),
         threads=torch.get_num_threads(),
-        eight_to_single=took['ours, eight pictures'] / 8 / took['ours'],
-        eight_to_single_call=took['attribute(), eight pictures'] / 8 / took['attribute()'],
+        eight_to_single=took['ours, eight images'] / 8 / took['ours'],
+        eight_to_single_call=took['attribute(), eight images'] / 8 / took['attribute()'],
         three_targets=took['ours, three targets'] / took['bare'],
         cpu=platform.processor() or platform.machine(),
         malloc=os.environ.get('MALLOC_MMAP_MAX_', ''),
@@ -330,6 +339,6 @@ if __name__ == '__main__':
         help='gptj12, pocket, gptj6b (GPU), tiny-gptj, tiny-gemma3_text',
     )
     parser.add_argument('--repeats', type=int, default=7)
-    parser.add_argument('--memory', type=int, default=0, metavar='PICTURES')
+    parser.add_argument('--memory', type=int, default=0, metavar='IMAGES')
     parser.add_argument('--out')
     main(parser.parse_args())

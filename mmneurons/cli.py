@@ -297,7 +297,7 @@ def run_sweep(
     with suppress() if team.is_main_process else redirect_stderr(io.StringIO()):
         mm = load(args)
     failures = sweep(
-        mm, data, args.out, config, args.batch, dict(model_name=args.model, source=args.data)
+        mm, data, args.out, config, args.batch_size, dict(model_name=args.model, source=args.data)
     )
     if not team.is_main_process:
         return int(failures.lost.any())
@@ -677,10 +677,26 @@ def sweep_command(
     p.add_argument('--limit', type=counting, metavar='N', help='only the first N pictures')
     p.add_argument('--k', type=counting, metavar='N', help='neurons a picture (default: 100)')
     p.add_argument(
-        '--counts',
+        '--score',
+        metavar='NAME',
+        help='contrast, or paper: eq. 2 with the maximum over patches (default: contrast)',
+    )
+    p.add_argument(
+        '--value',
+        metavar='NAME',
+        help='what ablated activations are set to: mean, zero or resample (default: mean; with --score paper: zero)',
+    )
+    p.add_argument(
+        '--reference',
+        type=counting,
+        metavar='N',
+        help="first images, over which the run's own baseline is taken (default: 64)",
+    )
+    p.add_argument(
+        '--ks',
         type=whole_numbers,
         metavar='LIST',
-        help='how many neurons are switched off (default: 0,50,100,...,6400)',
+        help='how many neurons are ablated (default: 0,1,5,10,25,50,...,6400)',
     )
     p.add_argument(
         '--draws',
@@ -706,7 +722,7 @@ def sweep_command(
     )
     p.add_argument('--block', type=counting, metavar='N', help='pictures a file (default: 16)')
     p.add_argument(
-        '--batch',
+        '--batch-size',
         type=counting,
         default=8,
         metavar='N',

@@ -83,7 +83,7 @@ sources of pictures:
 # %% ../nbs/09b_manual.ipynb #c40c5935
 SWEEP_EXAMPLES = """
 examples:
-  mmneurons sweep --data gallery --out run --counts 0,10,50,200
+  mmneurons sweep --data gallery --out run --ks 0,10,50,200
   mmneurons atlas run                  pages to browse what it found
   mmneurons sweep --data coco:coco --limit 32 --out trial    what will it cost?
   mmneurons sweep --data coco:coco --model limber-beit --pool 0 --out run

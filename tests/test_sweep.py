@@ -1,6 +1,6 @@
 "Sweeps as they really go: killed at random, on a full disk, with images that vanish, on two processes."
 
-import json, os, random, resource, subprocess, sys, time, multiprocessing
+import json, os, random, resource, shutil, subprocess, sys, time, multiprocessing
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd, psutil, pytest, torch
@@ -44,7 +44,15 @@ def contents(folder):
     files = [
         p for p in sorted(Path(folder).rglob('*')) if p.is_file() and not p.name.startswith('log-')
     ]
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
+    return {p.relative_to(folder).as_posix(): content(p) for p in files}
+
+
+def content(file):
+    "The bytes of a file; of a baseline its parts, because safetensors writes metadata in any order"
+    if file.suffix != '.safetensors':
+        return file.read_bytes()
+    b = Baseline.load(file)
+    return b.n, b.source, b.pair, b.mean.numpy().tobytes()
 
 
 def test_a_run_killed_at_random_moments_ends_as_an_unbroken_one(tmp_path):
@@ -72,8 +80,8 @@ def test_a_run_killed_at_random_moments_ends_as_an_unbroken_one(tmp_path):
         if process.exitcode == 0:
             break
         kills += 1
-        for name, content in contents(folder).items():  # whatever is there is final
-            assert Path(name).name.startswith('.') or content == want[name], name
+        for name, found in contents(folder).items():  # whatever is there is final
+            assert Path(name).name.startswith('.') or found == want[name], name
     assert kills >= 20 and contents(folder) == want
 
 
@@ -211,10 +219,10 @@ def test_a_batch_too_large_for_the_memory_is_halved(tmp_path):
     assert two.image_id.tolist() == one.image_id.tolist() and len(two) == 16 * 8
     np.testing.assert_allclose(np.sort(two.score), np.sort(one.score), rtol=1e-3)
     tried.clear()
-    handle = mm.encoder.register_forward_pre_hook(workspace)
+    pixels = mm.encoder.pixels
+    mm.encoder.pixels = lambda images: (workspace(mm, [images]), pixels(images))[1]
     cfg = SweepConfig(tasks=('attribute',), k=8, block=8, reference=8)
     assert not len(sweep(mm, data, tmp_path / 'baseline', cfg))
-    handle.remove()
     assert tried == [8, 4] + [2] * 12  # what the baseline taught holds for the task
 
 
@@ -239,8 +247,9 @@ def test_resampled_activations_come_from_an_image_of_another_noun(tmp_path):
     cfg = replace(CFG, tasks=('attribute', 'decode', 'ablate'), block=10)
     sweep(mm, data, tmp_path / 'mean', cfg)
     failures = sweep(mm, data, tmp_path / 'run', replace(cfg, value='resample'))
-    assert not len(failures)
+    assert failures.reason.str.contains('no image with another noun').all() and len(failures) < 3
     mean, new = (read_table(tmp_path / name, 'curve') for name in ('mean', 'run'))
+    mean = mean[mean.image_id.isin(new.image_id)].reset_index(drop=True)
     assert new.image_id.tolist() == mean.image_id.tolist()
     ablated = new.n_ablated > 0
     assert np.array_equal(new.p_target[~ablated], mean.p_target[~ablated])
@@ -275,6 +284,8 @@ def test_a_full_disk_is_listed_the_rest_goes_on_and_nothing_is_lost(tmp_path):
         if max(images, sizes[-2]) < sizes[-1]
         else sizes[0] - 1
     )
+    folder.mkdir()
+    shutil.copy(tmp_path / 'unbroken' / 'baseline.safetensors', folder)
     assert fresh(on_a_full_disk, tmp_path, folder, limit) == 7
     failures = read_table(folder, 'failures')
     assert (
@@ -368,7 +379,7 @@ def test_from_the_command_line(tmp_path):
             and done.stdout == 'run: 3 pictures, 1 of them not in every table\n'
         ), done.stderr
         assert (
-            'mmneurons: 1: pictures/1.png: not a picture' in done.stderr
+            'mmneurons: 1: pictures/1.png: not an image' in done.stderr
             and 'Traceback' not in done.stderr
         )
     assert len(read_table(tmp_path / 'run', 'neurons')) == 10
