@@ -16,7 +16,7 @@ from mmneurons.attribution import attribute, top_neurons
 from mmneurons.data import corpus
 from mmneurons.studies.hearing import (
     WINDOW,
-    article,
+    with_article,
     best_neurons,
     time_course,
     audio_model,
@@ -26,7 +26,7 @@ from mmneurons.studies.hearing import (
     shared_neurons,
     sounds,
     spectrogram,
-    word_scores,
+    mean_scores,
 )
 from mmneurons.neurons import random_neurons
 from mmneurons.model import MultimodalLM
@@ -72,7 +72,7 @@ def choices(mm, image, firsts):
     start, out = mm.next_probabilities(seen.soft_prompt)[0], {}
     after = {w: mm.next_probabilities(seen.soft_prompt, ids)[0] for w, ids in articles.items()}
     for word, first in firsts.items():
-        a = article(word).split()[0]
+        a = with_article(word).split()[0]
         out[word] = (start[articles[a][0]] * after[a][first]).item()
     return pd.Series(out) / sum(out.values())
 
@@ -149,7 +149,7 @@ def run_images(args, mm):
     for word in sorted({r['word'] for r in sounds(args.sounds, 'test').rows}):
         cached(
             Path(args.work) / 'eye' / f'{word}.pt',
-            lambda: word_scores(
+            lambda: mean_scores(
                 mm, [ex.image for ex in images_of(args, word, args.n)], word
             ).half(),
         )
@@ -173,15 +173,15 @@ def run_sounds(args, mm):
             : len(own)
         ]
         cached(
-            Path(args.work) / 'ear' / f'{word}.pt', lambda: word_scores(listener, own, word).half()
+            Path(args.work) / 'ear' / f'{word}.pt', lambda: mean_scores(listener, own, word).half()
         )
         cached(
             Path(args.work) / 'trained' / f'{word}.pt',
-            lambda: word_scores(listener, known, word).half(),
+            lambda: mean_scores(listener, known, word).half(),
         )
         cached(
             Path(args.work) / 'other' / f'{word}.pt',
-            lambda: word_scores(listener, [data[int(i)].image for i in others], word).half(),
+            lambda: mean_scores(listener, [data[int(i)].image for i in others], word).half(),
         )
         print(word, flush=True)
 
@@ -221,7 +221,7 @@ def run_time(args, mm):
         if len(samples) > WINDOW or truth.mean() > 0.5:
             continue
         word = row['word']
-        a = attribute(listener, spectrogram(early), word, caption=article(word), paper=True)
+        a = attribute(listener, spectrogram(early), word, caption=with_article(word), paper=True)
         top = top_neurons(a, 100)
         for arm, units in dict(top=top, random=random_neurons(top, listener.n_units)).items():
             heat = time_course(listener, spectrogram(late), units, usual)

@@ -3,9 +3,19 @@
 import base64, hashlib, json, os, subprocess, sys, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-import pytest
+import pytest, torch
+from mmneurons.families import tiny_lm
+from mmneurons.model import tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
+LM_CLIENT = """
+import sys, torch
+from mmneurons.pairs import ModelConfig, lm_config_of, load_lm
+pair = ModelConfig('me/lm', 'tiny-beit', lm_revision='float16')
+print(lm_config_of(pair).model_type)
+lm, tokenizer = load_lm(pair, torch.float32, 'cpu')
+print(tokenizer('dog').input_ids, lm.dtype, lm.lm_head.weight.double().sum().item())
+"""
 CLIENT = """
 import sys, tempfile
 from mmneurons.model import MultimodalLM, tiny_model
@@ -104,26 +114,33 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub():
+    Hub.files.clear()
+    Hub.asked.clear()
     server = ThreadingHTTPServer(('127.0.0.1', 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f'http://127.0.0.1:{server.server_port}'
     server.shutdown()
 
 
-def test_a_pair_is_pushed_and_comes_back_at_its_revision(hub, tmp_path):
+@pytest.fixture
+def online(hub, tmp_path):
+    "The environment of a process whose hub is the small server"
     env = {
         k: v for k, v in os.environ.items() if k not in ('HF_HUB_OFFLINE', 'TRANSFORMERS_OFFLINE')
     }
-    env |= dict(
+    return env | dict(
         HF_ENDPOINT=hub,
         HF_HOME=str(tmp_path / 'home'),
         HF_TOKEN='hf_test',
         PYTHONPATH=str(ROOT),
         HF_HUB_DISABLE_XET='1',
     )
+
+
+def test_a_pair_is_pushed_and_comes_back_at_its_revision(online, tmp_path):
     done = subprocess.run(
         [sys.executable, '-c', CLIENT, str(tmp_path / 'lm')],
-        env=env,
+        env=online,
         capture_output=True,
         text=True,
     )
@@ -134,3 +151,23 @@ def test_a_pair_is_pushed_and_comes_back_at_its_revision(hub, tmp_path):
         'library_name: mmneurons' in Hub.files['README.md'].decode()
         and '"steps": 3' in Hub.files['README.md'].decode()
     )
+
+
+def test_of_a_language_model_only_what_is_needed_is_fetched(online, tmp_path):
+    "In the layout of GPT-J's half precision: one pytorch_model.bin, and the formats of other libraries beside it"
+    lm = tiny_lm('gptj').half()
+    lm.config.save_pretrained(tmp_path / 'lm')
+    state = lm.state_dict() | {'transformer.h.0.attn.masked_bias': torch.tensor(-1e9)}
+    torch.save(state, tmp_path / 'lm' / 'pytorch_model.bin')
+    tiny_model('gptj').tokenizer.save_pretrained(tmp_path / 'lm')
+    (tmp_path / 'lm' / 'flax_model.msgpack').write_bytes(b'not wanted')
+    Hub.files |= {path.name: path.read_bytes() for path in (tmp_path / 'lm').iterdir()}
+    command = [sys.executable, '-c', LM_CLIENT]
+    done = subprocess.run(command, env=online, capture_output=True, text=True)
+    head = lm.lm_head.weight.double().sum().item()
+    assert done.stdout == f'gptj\n[9] torch.float32 {head}\n', done.stderr
+    assert any(path.endswith('/revision/float16') for path in Hub.asked)
+    assert any(path.endswith('pytorch_model.bin') for path in Hub.asked)
+    assert not any('msgpack' in path for path in Hub.asked)
+    again = online | dict(HF_HUB_OFFLINE='1')
+    assert subprocess.run(command, env=again, capture_output=True, text=True).stdout == done.stdout

