@@ -1,9 +1,9 @@
-"""Hearing: train the ear's projection, and compare the neurons of sounds with the neurons of pictures.
+"""Hearing: train the audio projection, and compare the neurons of sounds with the neurons of images.
 
     python benchmarks/sounds.py data/sounds                                  the recordings
     python benchmarks/hearing.py all --sounds data/sounds --corpus data/corpus   the projection, to data/ear, and the tables hearing*.csv, to nbs/data
 
-In place of `all`, one of its steps: train, naming, eye, ear, overlap, time. Stopped, train, eye and ear go on where they were.
+In place of `all`, one of its steps: train, naming, images, sounds, overlap, time. Stopped, train, images and sounds go on.
 """
 
 import argparse
@@ -11,25 +11,26 @@ from pathlib import Path
 
 import numpy as np, pandas as pd, torch
 
+from mmneurons.activations import Baseline
 from mmneurons.attribution import attribute, top_neurons
 from mmneurons.data import corpus
 from mmneurons.studies.hearing import (
     WINDOW,
-    best_units,
-    course,
-    ear,
-    loud,
-    placed,
+    with_article,
+    best_neurons,
+    time_course,
+    audio_model,
+    is_loud,
+    window,
     read_sound,
-    shared,
+    shared_neurons,
     sounds,
     spectrogram,
+    mean_scores,
 )
-from mmneurons.catalogue import article, word_scores
 from mmneurons.neurons import random_neurons
 from mmneurons.model import MultimodalLM
 from mmneurons.stats import roc_auc
-from mmneurons.receptive_fields import position_mean
 from mmneurons.train import Features, TrainConfig, train_projection
 
 RECIPE = TrainConfig(
@@ -47,15 +48,15 @@ RECIPE = TrainConfig(
 
 
 def run_train(args, mm):
-    "The projection of the ear, from the recordings of the training split"
-    listener = ear(mm, False)
+    "The audio projection, from the recordings of the training split"
+    listener = audio_model(mm, False)
     train = Features(
         listener, sounds(args.sounds, 'train', args.copies), Path(args.work) / 'features'
     )
     train_projection(listener, train, RECIPE, args.work)
 
 
-def kept(file, make):
+def cached(file, make):
     "What `make()` gives, made once"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -65,15 +66,13 @@ def kept(file, make):
 
 @torch.no_grad()
 def choices(mm, image, firsts):
-    "Probabilities of the words, at the step behind the article"
-    soft, articles = (
-        mm.soft_prompt([image]),
-        {w: mm.tokenizer(f' {w}', add_special_tokens=False).input_ids for w in ('a', 'an')},
-    )
-    start, out = mm(mm.embed(soft)).float().softmax(-1)[0], {}
-    after = {w: mm(mm.embed(soft, ids)).float().softmax(-1)[0] for w, ids in articles.items()}
+    "Probabilities of the words, at the step after the article"
+    seen = mm.see(image, False)
+    articles = {w: mm.tokenizer(f' {w}', add_special_tokens=False).input_ids for w in ('a', 'an')}
+    start, out = mm.next_probabilities(seen.soft_prompt)[0], {}
+    after = {w: mm.next_probabilities(seen.soft_prompt, ids)[0] for w, ids in articles.items()}
     for word, first in firsts.items():
-        a = article(word).split()[0]
+        a = with_article(word).split()[0]
         out[word] = (start[articles[a][0]] * after[a][first]).item()
     return pd.Series(out) / sum(out.values())
 
@@ -97,10 +96,10 @@ def nearest(train, labels, test):
 
 def run_naming(args, mm):
     "What the model calls each recording, beside the encoder alone and silence: all test recordings, a third of the training's"
-    listener, rows = ear(mm, args.projection), []
+    listener, rows = audio_model(mm, args.projection), []
     train, test = sounds(args.sounds, 'train'), sounds(args.sounds, 'test')
     words = sorted({r['word'] for r in [*train.rows, *test.rows]})
-    firsts = {w: mm.tokenizer(f' {w}', add_special_tokens=False).input_ids[0] for w in words}
+    firsts = {w: mm.word_ids(w)[0] for w in words}
     silent = choices(
         listener, spectrogram(np.random.default_rng(0).standard_normal(WINDOW) * 1e-3), firsts
     )
@@ -135,8 +134,8 @@ def run_naming(args, mm):
     )
 
 
-def pictures_of(args, word, n):
-    "Pictures of a thing, held-out ones first"
+def images_of(args, word, n):
+    "Images of an object, held-out ones first"
     data = corpus(args.corpus)
     order = {'train': 9}
     rows = [r for r in data.rows if r['noun'] == word]
@@ -145,22 +144,22 @@ def pictures_of(args, word, n):
     return [data.load(r) for r in sorted(rows, key=lambda r: order.get(r['split'], 0))[:n]]
 
 
-def run_eye(args, mm):
-    "The scores of each word by eye"
+def run_images(args, mm):
+    "The scores of each word for images"
     for word in sorted({r['word'] for r in sounds(args.sounds, 'test').rows}):
-        kept(
+        cached(
             Path(args.work) / 'eye' / f'{word}.pt',
-            lambda: word_scores(
-                mm, [ex.image for ex in pictures_of(args, word, args.n)], word
+            lambda: mean_scores(
+                mm, [ex.image for ex in images_of(args, word, args.n)], word
             ).half(),
         )
         print(word, flush=True)
 
 
-def run_ear(args, mm):
-    "The scores of each word by ear: of its own held-out sounds, of those that were trained on, and, as a control, of held-out sounds of other things"
+def run_sounds(args, mm):
+    "The scores of each word for sounds: its own held-out ones, those that were trained on, and, as a control, held-out ones of other words"
     listener, data, train = (
-        ear(mm, args.projection),
+        audio_model(mm, args.projection),
         sounds(args.sounds, 'test'),
         sounds(args.sounds, 'train'),
     )
@@ -173,22 +172,22 @@ def run_ear(args, mm):
         others = rng.permutation([i for i, r in enumerate(data.rows) if r['word'] != word])[
             : len(own)
         ]
-        kept(
-            Path(args.work) / 'ear' / f'{word}.pt', lambda: word_scores(listener, own, word).half()
+        cached(
+            Path(args.work) / 'ear' / f'{word}.pt', lambda: mean_scores(listener, own, word).half()
         )
-        kept(
+        cached(
             Path(args.work) / 'trained' / f'{word}.pt',
-            lambda: word_scores(listener, known, word).half(),
+            lambda: mean_scores(listener, known, word).half(),
         )
-        kept(
+        cached(
             Path(args.work) / 'other' / f'{word}.pt',
-            lambda: word_scores(listener, [data[int(i)].image for i in others], word).half(),
+            lambda: mean_scores(listener, [data[int(i)].image for i in others], word).half(),
         )
         print(word, flush=True)
 
 
 def run_overlap(args, mm):
-    "The table of shared units, from what `eye` and `ear` left"
+    "The table of shared neurons, from what `images` and `sounds` left"
     load = lambda arm: {
         f.stem: torch.load(f).float() for f in sorted((Path(args.work) / arm).glob('*.pt'))
     }
@@ -196,34 +195,36 @@ def run_overlap(args, mm):
     n_units = next(iter(seen.values())).shape[1]
     for k in (25, 100):
         for specific in (True, False):
-            eye = best_units(seen, k, specific)
+            eye = best_neurons(seen, k, specific)
             for arm, name in dict(
                 ear='own sounds', trained='trained sounds', other='other sounds'
             ).items():
-                heard = best_units(load(arm), k, specific)
-                rows.append(shared(heard, eye, n_units).assign(arm=name, k=k, specific=specific))
+                heard = best_neurons(load(arm), k, specific)
+                rows.append(
+                    shared_neurons(heard, eye, n_units).assign(arm=name, k=k, specific=specific)
+                )
     pd.concat(rows).to_csv(Path(args.out) / 'hearing-overlap.csv', index=False, float_format='%.4g')
 
 
 def run_time(args, mm):
-    "Are a sound's units active while it sounds? Chosen with the sound early in the window, measured with the sound late in it"
-    listener, data, rows = ear(mm, args.projection), sounds(args.sounds, 'test'), []
+    "Are a sound's neurons active while it sounds? Chosen with the sound early in the window, measured with the sound late in it"
+    listener, data, rows = audio_model(mm, args.projection), sounds(args.sounds, 'test'), []
     train = sounds(args.sounds, 'train', 1)
     some = np.random.default_rng(0).permutation(range(len(train) // 2, len(train)))[
         :40
     ]  # augmented: anywhere in the window
-    usual = position_mean(listener, [train[int(i)].image for i in some])
+    usual = Baseline.over(listener, [train[int(i)].image for i in some], '40 training sounds')
     for row in data.rows:
         samples = read_sound(Path(args.sounds) / row['file'])
-        early, late = placed(samples, 0), placed(samples, 1)
-        truth = loud(late)
+        early, late = window(samples, 0), window(samples, 1)
+        truth = is_loud(late)
         if len(samples) > WINDOW or truth.mean() > 0.5:
             continue
-        top = top_neurons(
-            attribute(listener, spectrogram(early), row['word'], caption=article(row['word'])), 100
-        )
+        word = row['word']
+        a = attribute(listener, spectrogram(early), word, caption=with_article(word), paper=True)
+        top = top_neurons(a, 100)
         for arm, units in dict(top=top, random=random_neurons(top, listener.n_units)).items():
-            heat = course(listener, spectrogram(late), units, usual)
+            heat = time_course(listener, spectrogram(late), units, usual)
             rows.append(
                 dict(
                     image_id=row['image_id'],
@@ -241,7 +242,7 @@ def run_all(args, mm):
     "Everything"
     run_train(args, mm)
     args.projection = Path(args.work) / 'projection.safetensors'
-    for step in (run_naming, run_eye, run_ear, run_overlap, run_time):
+    for step in (run_naming, run_images, run_sounds, run_overlap, run_time):
         step(args, mm)
 
 

@@ -30,48 +30,36 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from mmneurons.ablation import (
-    ablation_curve,
-    against_original,
-    mean_activations,
-    paper_arms,
-    paper_ks,
-)
-from mmneurons.studies.agreement import bert_scores, best_of, load_bert, minilm
-from mmneurons.attribution import Attribution, attribute, top_neurons
-from mmneurons.targets import Target, token_at
-from mmneurons.studies.beyond import (
-    RANKINGS,
-    common_units,
-    dissociation,
-    form_shares,
-    label_test,
-    own_text_auc,
-    same_and_other,
-    specific_units,
-    text_activations,
-    words_in,
-    written_word,
-)
+from mmneurons.ablation import ablation_curve, against_original, paper_arms, paper_ks
+from mmneurons.activations import Baseline, patch_activations, unit_activations
+from mmneurons.attribution import Attribution, attribute, attribute_words, top_neurons
 from mmneurons.data import Example, corpus, gallery
-from mmneurons.images import open_image
-from mmneurons.text import first_noun, same_noun
-from mmneurons.decoding import decode, decode_all, decode_prompt, random_vectors, words
-from mmneurons.neurons import matched, random_neurons
-from mmneurons.stats import interval, roc_auc
-from mmneurons.studies.fidelity import GUESSES, fidelity, patch_effects, rank_correlations, sampled
-from mmneurons.studies.lenses import jacobian_lens, load_lens, own_text, save_lens, tuned_lens
-from mmneurons.model import MultimodalLM
+from mmneurons.decoding import decode, decode_all, decode_prompt, embedding_spread
+from mmneurons.decoding import random_vectors, token_lists
 from mmneurons.hooks import hook_neurons
+from mmneurons.images import open_image
+from mmneurons.model import MultimodalLM
+from mmneurons.neurons import KEY, matched, random_neurons, random_units
 from mmneurons.overlaps import control_maps, overlap
-from mmneurons.activations import patch_activations, unit_activations
-from mmneurons.receptive_fields import position_mean, to_pixels
-from mmneurons.studies.selectivity import class_means, class_units
+from mmneurons.receptive_fields import to_pixels
+from mmneurons.stats import interval, roc_auc
+from mmneurons.studies.agreement import bert_scores, best_of, load_bert, minilm
+from mmneurons.studies.beyond import RANKINGS, dissociation, form_shares, label_test, masked_mean
+from mmneurons.studies.beyond import own_text_auc, same_and_other, shared_fractions
+from mmneurons.studies.beyond import specific_neurons, text_activations, words_in, written_word
+from mmneurons.studies.fidelity import ESTIMATES, fidelity, patch_effects, rank_correlations
+from mmneurons.studies.fidelity import sample_neurons
+from mmneurons.studies.lenses import jacobian_lens, load_lens, own_text, save_lens, tuned_lens
+from mmneurons.studies.selectivity import class_means, class_neurons
 from mmneurons.studies.steering import steering_curve, transplant_curve
+from mmneurons.targets import Target, token_at
+from mmneurons.text import first_noun, same_noun
 from mmneurons.train import init_projection
 from mmneurons.wordnet import kind_of, names_match, related_words
 
 ROOT = Path(__file__).resolve().parents[1]
+PAPER = dict(paper=True)  # the score of these tables: eq. 2, maximum over patches
+ZERO = dict(value='zero', positions='all')  # and the paper's intervention
 
 
 def drawn(data, n):
@@ -129,12 +117,12 @@ def run_fidelity(args, mm):
 
 
 def readable(args, mm):
-    "Every unit of the model with its words, decoded once: layer, unit, sign, interpretable, words"
+    "Every neuron of the model with its tokens, decoded once: layer, unit, sign, interpretable, tokens"
     file = Path(args.work) / f'{args.model}.parquet'
     file.parent.mkdir(parents=True, exist_ok=True)
     if not file.exists():
         decode_all(mm, file, chunk=128)
-    return words(pd.read_parquet(file))
+    return token_lists(pd.read_parquet(file))
 
 
 def named_right(mm, ex):
@@ -147,7 +135,7 @@ def named_right(mm, ex):
 
 def fits_of(table, noun):
     "For each row of a table of neurons: has one of its words to do with `noun`?"
-    return table.words.map(lambda w: bool(related_words(w, noun))).to_numpy()
+    return np.array([bool(related_words(tokens, noun)) for tokens in table.tokens], bool)
 
 
 def strata(pool, noun):
@@ -178,20 +166,15 @@ def run_patches(args, mm):
     "Per picture: what silencing a neuron at the patch of its maximum does, beside the maximum"
 
     def measure(ex):
-        a = attribute(mm, ex.image)
-        units = sampled(mm, top_neurons(a, args.top), args.random, args.every)
+        seen = mm.see(ex.image)
+        a = attribute(mm, seen, **PAPER)
+        units = sample_neurons(mm, top_neurons(a, args.top), args.random, args.every)
         at = torch.tensor(units.layer.to_numpy()), torch.tensor(units.unit.to_numpy())
-        exact = patch_effects(
-            mm,
-            mm.soft_prompt([ex.image]),
-            Target(a.target, a.token_id, a.text_ids),
-            units.assign(patch=a.patch[at].numpy()),
-        )
+        target = Target(a.target, a.token_id, a.text_ids)
+        exact = patch_effects(mm, seen, target, units.assign(patch=a.patch[at].numpy()))
         return rank_correlations(
             units.assign(
-                image_id=ex.image_id,
-                exact=exact.numpy(),
-                **{'eq. 2, maximum': a.scores[at].numpy()},
+                image_id=ex.image_id, exact=exact, **{'eq. 2, maximum': a.scores[at].numpy()}
             )
         )
 
@@ -204,7 +187,9 @@ def run_where(args, mm):
 
     def measure(ex):
         a, acts = (
-            attribute(mm, ex.image, caption=named_right(mm, ex), positions='all', full=True),
+            attribute(
+                mm, ex.image, caption=named_right(mm, ex), positions='all', full=True, **PAPER
+            ),
             [None] * mm.n_layers,
         )
         with torch.no_grad(), hook_neurons(mm, lambda l, z: acts.__setitem__(l, z[0].T)):
@@ -271,22 +256,13 @@ def run_lenses(args, mm):
         if not file.exists():
             save_lens(make(), file)
         lenses[name] = load_lens(file)
-    rng = np.random.default_rng(0)
-    some = pd.DataFrame(
-        [
-            (l, u, s)
-            for l in range(mm.n_layers)
-            for u in rng.permutation(mm.n_units)[:60]
-            for s in (1, -1)
-        ],
-        columns=['layer', 'unit', 'sign'],
-    )
-    drawn = {name: words(decode(mm, some, lens=lens)) for name, lens in lenses.items()}
+    some = random_units(mm.n_layers, mm.n_units, 60)
+    drawn = {name: token_lists(decode(mm, some, lens=lens)) for name, lens in lenses.items()}
 
     def measure(ex):
         if ex.image_id in ready:
             raise ValueError('the Jacobian lens was made from it')
-        a = attribute(mm, ex.image, caption=named_right(mm, ex))
+        a = attribute(mm, ex.image, caption=named_right(mm, ex), **PAPER)
         best = a.scores.topk(args.top_layer).indices
         top = pd.DataFrame(
             [
@@ -300,7 +276,10 @@ def run_lenses(args, mm):
         for name, lens in lenses.items():
             share = {
                 arm: t.assign(fits=fits_of(t, ex.nouns[0])).groupby('layer').fits.mean()
-                for arm, t in (('top', words(decode(mm, top, lens=lens))), ('random', drawn[name]))
+                for arm, t in (
+                    ('top', token_lists(decode(mm, top, lens=lens))),
+                    ('random', drawn[name]),
+                )
             }
             rows += [
                 dict(
@@ -323,7 +302,7 @@ def run_lenses(args, mm):
 def run_agreement(args, mm):
     "Tables 1 and 2: per picture the best of the interpretable top 100 against baselines; the soft prompt's nearest tokens against random ones"
     pool, bert = readable(args, mm).query('interpretable'), load_bert(minilm())
-    examples = list(pictures(args))
+    examples, spread = list(pictures(args)), embedding_spread(mm)
 
     def captions(ex):
         return list(ex.captions)
@@ -331,7 +310,7 @@ def run_agreement(args, mm):
     def scores(table, ex, own=True):
         return dict(
             bert=best_of(
-                table.words, lambda texts: bert_scores(bert, texts, [captions(ex)] * len(texts))
+                table.tokens, lambda texts: bert_scores(bert, texts, [captions(ex)] * len(texts))
             ),
             fits=float(fits_of(table, ex.nouns[0]).any()) if len(table) else np.nan,
             share=fits_of(table, ex.nouns[0]).mean() if len(table) else np.nan,
@@ -345,7 +324,8 @@ def run_agreement(args, mm):
         )
 
     def measure(ex):
-        a = attribute(mm, ex.image, image_id=ex.image_id)
+        seen = mm.see(ex.image, image_id=ex.image_id)
+        a = attribute(mm, seen, **PAPER)
         top = top_neurons(a, 100).merge(pool, on=['layer', 'unit', 'sign'])
         i = [e.image_id for e in examples].index(ex.image_id)
         other = next(
@@ -353,7 +333,7 @@ def run_agreement(args, mm):
             for e in examples[i + 1 :] + examples[:i]
             if not related_words([e.nouns[0]], ex.nouns[0])
         )
-        vectors = mm.soft_prompt([ex.image])[0]
+        vectors = seen.soft_prompt[0]
         near = {
             k: decode_prompt(mm, v)
             .groupby('vector')
@@ -362,14 +342,14 @@ def run_agreement(args, mm):
             for k, v in dict(
                 prompt=vectors,
                 **{
-                    f'random, {like}': random_vectors(mm, vectors, like, i)
-                    for like in ('norm', 'embedding')
+                    f'random, {like}': random_vectors(vectors, of, i)
+                    for like, of in dict(norm=None, embedding=spread).items()
                 },
             ).items()
         }
         rows = [
             dict(table=1, arm='neurons', **scores(top, ex)),
-            dict(table=1, arm='wrong picture', **scores(top, other)),
+            dict(table=1, arm='wrong image', **scores(top, other)),
             dict(table=1, arm='random neurons', **scores(matched(pool, top, i), ex)),
             dict(
                 table=1,
@@ -379,7 +359,7 @@ def run_agreement(args, mm):
             ),
         ]
         rows += [dict(table=2, arm=k, **text_scores(texts, ex)) for k, texts in near.items()]
-        rows += [dict(table=2, arm="picture's nouns", **text_scores([' '.join(ex.nouns)], ex))]
+        rows += [dict(table=2, arm="image's nouns", **text_scores([' '.join(ex.nouns)], ex))]
         return pd.DataFrame(rows).assign(image_id=ex.image_id, target=a.target)
 
     raw = resumed(args, f'agreement-{args.model}', measure, args.work)
@@ -393,7 +373,9 @@ def run_layers(args, mm):
     table, key = readable(args, mm), ['layer', 'unit', 'sign']
 
     def measure(ex):
-        top = top_neurons(attribute(mm, ex.image, image_id=ex.image_id), 100).merge(table, on=key)
+        a = attribute(mm, ex.image, image_id=ex.image_id, **PAPER)
+        top = top_neurons(a, 100).merge(table, on=key)
+        top = top.assign(words=top.tokens.str.join(', '))
         return top.assign(noun=ex.nouns[0], fits=fits_of(top, ex.nouns[0]))[
             ['image_id', 'noun', *key, 'interpretable', 'fits', 'words']
         ]
@@ -443,9 +425,7 @@ def outside(folder):
 @cache
 def first_tokens(mm, nouns):
     "The first token of each noun, and which nouns take \"an\""
-    ids = torch.tensor(
-        [mm.tokenizer(f' {n}', add_special_tokens=False).input_ids[0] for n in nouns]
-    )
+    ids = torch.tensor([mm.word_ids(n)[0] for n in nouns])
     return ids, torch.tensor([n[0] in 'aeiou' for n in nouns])
 
 
@@ -453,8 +433,8 @@ def first_tokens(mm, nouns):
 def five(mm, image, nouns):
     "The five nouns that the model finds likeliest after \"A picture of a\", or \"an\""
     (ids, vowel), soft_prompt, scores = first_tokens(mm, nouns), mm.soft_prompt([image]), []
-    for article in ' a', ' an':
-        token = mm.tokenizer(article, add_special_tokens=False).input_ids
+    for article in 'a', 'an':
+        token = mm.tokenizer(f' {article}', add_special_tokens=False).input_ids
         x = mm.embed(soft_prompt, token)
         first, second = (
             mm.lm(inputs_embeds=x, logits_to_keep=2, use_cache=False)
@@ -507,7 +487,7 @@ def run_naming(args, mm):
             rows = []
             for i in tqdm(range(0, len(pairs), 16), desc=f'{arm} {split}'):
                 batch = pairs[i : i + 16]
-                for (ex, r), text in zip(batch, model.caption([ex.image for ex, _ in batch])):
+                for (ex, r), text in zip(batch, model.captions([ex.image for ex, _ in batch])):
                     word, noun = first_noun(text) or '', ex.nouns[0]
                     match = bool(word) and names_match(word, noun)
                     rows.append(
@@ -541,14 +521,16 @@ def run_neurons(args, mm):
         Path(args.out) / 'neurons.csv',
     )
     pool, order = readable(args, mm).query('interpretable'), drawn(data, args.n)
-    usual = position_mean(mm, [train[i].image for i in drawn(train, 48)])
+    images = [train[i].image for i in drawn(train, 48)]
+    usual = Baseline.over(mm, images, '48 training images').mean
     about = {
         data.rows[k]['image_id']: (k, data.rows[k]['style'], data.rows[j]['noun'])
         for k, j in zip(order, np.roll(order, 1))
     }  # with another picture's noun
 
     def measure(ex):
-        (k, style, other), a = about[ex.image_id], attribute(mm, ex.image, image_id=ex.image_id)
+        seen = mm.see(ex.image, image_id=ex.image_id)
+        (k, style, other), a = about[ex.image_id], attribute(mm, seen, **PAPER)
         best = top_25(a, pool)
         arms = dict(top=best, random=matched(pool, best, seed=k))
         row = dict(
@@ -559,7 +541,7 @@ def run_neurons(args, mm):
             prob=a.prob,
             **{f'n_{arm}': len(units) for arm, units in arms.items()},
         )
-        acts = unit_activations(mm, ex.image)
+        acts = unit_activations(mm, seen)
         truth = np.asarray(Image.fromarray(ex.masks[ex.nouns[0]]).resize((36, 36), Image.NEAREST))
         for arm, units in arms.items():
             row |= {
@@ -573,7 +555,8 @@ def run_neurons(args, mm):
                 row[f'{arm}_{name}'] = np.nanmean(
                     roc_auc(to_pixels(heat, mm.grid, truth.shape), truth)
                 )
-        hits = best[fits_of(best, ex.nouns[0])][['layer', 'unit', 'sign', 'words']]
+        hits = best.assign(words=best.tokens.str.join(', '))
+        hits = hits[fits_of(best, ex.nouns[0])][[*KEY, 'words']]
         if len(hits):
             append(
                 hits.assign(image_id=ex.image_id, noun=ex.nouns[0]), file.with_stem('neurons-hits')
@@ -616,27 +599,27 @@ def run_ablation(args, mm):
     pool, k, nouns = readable(args, mm), paper_ks(mm)[-1], {r['noun'] for r in every.rows}
     at = {data.rows[i]['image_id']: i for i in drawn(data, args.n)}
     train = corpus(args.corpus, 'train')
-    usual = mean_activations(mm, (train[i].image for i in drawn(train, 100)))
+    images = (train[i].image for i in drawn(train, 100))
+    usual = Baseline.over(mm, images, '100 training images')
 
     def best(image):
-        return top_neurons(attribute(mm, image), k)
+        return top_neurons(attribute(mm, image, **PAPER), k)
 
     def measure(ex):
-        a = attribute(mm, ex.image, image_id=ex.image_id)
+        seen = mm.see(ex.image, image_id=ex.image_id)
+        a = attribute(mm, seen, **PAPER)
         target, i = Target(a.target, a.token_id, a.text_ids), at[ex.image_id]
-        arms = paper_arms(mm, top_neurons(a, k), top_neurons(a, k, interpretable=pool), k)
+        arms = paper_arms(mm, top_neurons(a, k), top_neurons(a, k, interpretable=pool), k=k)
         draws = arms['random']
         arms['random'] = {0: draws.pop(0)}
         more = dict(
             random=draws,
-            activation=top_neurons(
-                replace(a, scores=unit_activations(mm, ex.image).abs().amax(-1)), k
-            ),
+            activation=top_neurons(replace(a, scores=unit_activations(mm, seen).abs().amax(-1)), k),
         )
         more |= {
-            name: top_neurons(attribute(mm, ex.image, target, caption=a.caption, **how), k)
-            for name, how in GUESSES.items()
-            if how
+            name: top_neurons(attribute(mm, seen, target, **how), k)
+            for name, how in ESTIMATES.items()
+            if how != PAPER
         }
         more |= {
             f'of {name} noun': best(data[j].image)
@@ -647,26 +630,16 @@ def run_ablation(args, mm):
             if j is not None
         }
         curve = against_original(
-            ablation_curve(mm, ex.image, a, arms),
+            ablation_curve(mm, [seen], [a], arms, paper_ks(mm), **ZERO),
             lambda new, old: bert_scores(bert, [text or '.' for text in new], old).round(3),
         )  # an empty text has no score
         curve['said'] = [named(text, nouns) for text in curve.caption]
-        top = arms['top'].assign(mean=usual[arms['top'].layer, arms['top'].unit])
-        rest = pd.concat(
-            [ablation_curve(mm, ex.image, a, more, caption=False)]
-            + [
-                ablation_curve(
-                    mm,
-                    ex.image,
-                    a,
-                    {f'{value} at the image': top},
-                    value=value,
-                    positions='image',
-                    caption=False,
-                )
-                for value in ('zero', 'mean')
-            ]
-        )
+        ks = paper_ks(mm)
+        rest = [ablation_curve(mm, [seen], [a], more, ks, caption=False, **ZERO)]
+        for name, value in dict(zero='zero', mean=usual).items():
+            arm = {f'{name} at the image': arms['top']}
+            rest.append(ablation_curve(mm, [seen], [a], arm, ks, value, caption=False))
+        rest = pd.concat(rest)
         return pd.concat([curve, rest[rest.n_ablated > 0]]).assign(noun=ex.nouns[0])[
             ['image_id', 'noun', 'arm', 'draw', 'n_ablated', 'p_target', 'said', 'score']
         ]
@@ -681,7 +654,7 @@ def run_ablation(args, mm):
 
 def right(mm, ex):
     "The attribution of a picture that is named right"
-    return attribute(mm, ex.image, caption=named_right(mm, ex), image_id=ex.image_id)
+    return attribute(mm, ex.image, caption=named_right(mm, ex), image_id=ex.image_id, **PAPER)
 
 
 def donor_for(mm, data, ex):
@@ -705,7 +678,7 @@ def run_steering(args, mm):
     def usual():
         return torch.stack(
             [
-                attribute(mm, train[i].image, train[i].nouns[0]).scores
+                attribute(mm, train[i].image, train[i].nouns[0], **PAPER).scores
                 for i in tqdm(drawn(train, 48), desc='usual scores')
             ]
         ).mean(0)
@@ -744,7 +717,7 @@ def run_transplant(args, mm):
     data, train = corpus(args.corpus, args.split[0]), corpus(args.corpus, 'train')
     usual = torch.stack(
         [
-            attribute(mm, train[i].image, train[i].nouns[0]).scores
+            attribute(mm, train[i].image, train[i].nouns[0], **PAPER).scores
             for i in tqdm(drawn(train, 48), desc='usual scores')
         ]
     ).mean(0)
@@ -831,18 +804,18 @@ def run_overlap(args, mm):
 
     def usual_controls(ex):
         "At the word that the corpus's caption has"
-        ids = mm.tokenizer(f' {ex.captions[0]}', add_special_tokens=False).input_ids
+        ids = mm.word_ids(ex.captions[0])
         return control_maps(mm, ex.image, ids[: token_at(mm, ids, ex.nouns[0]) or 0])
 
     usual, maps = (
-        position_mean(mm, [ex.image for ex in some]),
+        Baseline.over(mm, [ex.image for ex in some], '48 training images').mean,
         [usual_controls(ex) for ex in tqdm(some, desc='controls')],
     )
     usual_maps = {name: sum(m[name] for m in maps) / len(maps) for name in maps[0]}
 
     @cache
     def found(i):
-        a = attribute(mm, order[i]['of'][order[i]['image_id']].image)
+        a = attribute(mm, order[i]['of'][order[i]['image_id']].image, **PAPER)
         return a, top_25(a, pool)
 
     def measure(ex):
@@ -912,7 +885,7 @@ def run_selectivity(args, mm):
 
     def measure(ex):
         return top_neurons(
-            attribute(mm, ex.image, image_id=ex.image_id), 100, interpretable=table
+            attribute(mm, ex.image, image_id=ex.image_id, **PAPER), 100, interpretable=table
         ).assign(**{'class': ex.nouns[0]})[['image_id', 'class', *key]]
 
     tops = resumed(
@@ -924,7 +897,7 @@ def run_selectivity(args, mm):
     )
     arms = {}
     for name, specific in dict(top=False, specific=True).items():
-        arms[name] = class_units(tops, 20, specific)
+        arms[name] = class_neurons(tops, 20, specific)
         arms[f'random of {name}'] = pd.concat(
             [
                 random_neurons(part, mm.n_units, i).assign(**{'class': c})
@@ -961,13 +934,25 @@ def asked(mm, ex, found, style):
     said = dict(
         zip(
             ['noun', *found],
-            attribute(mm, ex.image, [noun, *found.values()], caption=caption, image_id=ex.image_id),
+            attribute_words(
+                mm,
+                ex.image,
+                [noun, *found.values()],
+                caption=caption,
+                image_id=ex.image_id,
+                **PAPER,
+            ),
         )
     )
     if not style:
         return said, None
-    return said, attribute(
-        mm, ex.image, [noun, style], caption=f'a {style} of {caption}', image_id=ex.image_id
+    return said, attribute_words(
+        mm,
+        ex.image,
+        [noun, style],
+        caption=f'a {style} of {caption}',
+        image_id=ex.image_id,
+        **PAPER,
     )
 
 
@@ -1015,7 +1000,7 @@ def run_words(args, mm):
 
     def measure(ex):
         split, style, found = listed[ex.image_id]
-        how = dict(ks=(64,), rankings=RANKINGS) if split == 'val' else {}
+        how = ZERO | (dict(ks=(64,), rankings=RANKINGS) if split == 'val' else {})
         said, styled = asked(mm, ex, found, style)
         out = [
             dissociation(
@@ -1041,6 +1026,7 @@ def run_words(args, mm):
                         wrong,
                         caption=ex.captions[0].replace(found['colour'], wrong, 1),
                         image_id=ex.image_id,
+                        **PAPER,
                     ),
                 )
             )
@@ -1058,21 +1044,19 @@ def run_words(args, mm):
         if part.word.nunique() < 2:
             continue
         things = None if kind == 'noun' else nouns[raw.kind == kind]
-        shares = common_units([u.split() for u in part.units])
+        shares = shared_fractions([u.split() for u in part.units])
         table = same_and_other(shares, part.word, things).assign(
             kind=kind, word=part.word.to_numpy(), p=label_test(shares, part.word, things)
         )
         if kind == 'colour':
             absent = raw[raw.kind == 'absent colour']
-            both = common_units([u.split() for u in [*part.units, *absent.units]])[
+            both = shared_fractions([u.split() for u in [*part.units, *absent.units]])[
                 : len(part), len(part) :
             ]
             match = np.equal.outer(
                 part.word.to_numpy(), absent.word.to_numpy()
             ) & np.not_equal.outer(things, nouns[raw.kind == 'absent colour'])
-            table['absent'] = np.where(match, both, 0).sum(1) / np.where(
-                match.any(1), match.sum(1), np.nan
-            )
+            table['absent'] = masked_mean(both, match)
         out.append(table)
     pd.concat(out).to_csv(Path(args.out) / 'words-shared.csv', index=False, float_format='%.4g')
 
@@ -1109,11 +1093,11 @@ def run_forms(args, mm, each=2):
             return written_word(noun, ink=('black', 'white')[j], ground=('white', 'navy')[j]), {}
         if form == 'blank':
             return Image.new('RGB', (384, 384), ('white', 'gray')[j]), {}
-        of, form = (following[noun], 'photograph') if form == 'another thing' else (noun, form)
+        of, form = (following[noun], 'photograph') if form == 'another object' else (noun, form)
         i = list(found[of][form].values())[j]
         return data[i].image, data.rows[i]
 
-    forms = 'photograph', 'drawing', 'emoji', '3d', 'written', 'another thing', 'blank'
+    forms = 'photograph', 'drawing', 'emoji', '3d', 'written', 'another object', 'blank'
     wanted = {
         f'{noun} {form} {j}': (noun, form, j)
         for noun in concepts
@@ -1126,7 +1110,7 @@ def run_forms(args, mm, each=2):
 
     def measure(ex):
         noun, form, _ = wanted[ex.image_id]
-        a = attribute(mm, ex.image, noun, caption=article(noun), image_id=ex.image_id)
+        a = attribute(mm, ex.image, noun, caption=article(noun), image_id=ex.image_id, **PAPER)
         a.save(folder / f'{ex.image_id}.safetensors')
         row = picture(*wanted[ex.image_id])[1]
         return pd.DataFrame(
@@ -1156,9 +1140,9 @@ def run_forms(args, mm, each=2):
     table = table.sort_values(['order', 'concept'], kind='stable')
     all_ = [Attribution.load(folder / f'{i}.safetensors') for i in table.image_id]
     scores, names = torch.stack([a.scores for a in all_]), (table.concept, table.form)
-    best = specific_units(scores, *names)
+    best = specific_neurons(scores, *names)
     layers = np.stack([np.bincount(b // mm.n_units, minlength=mm.n_layers) for b in best])
-    by_form = form_shares(common_units(best), *names)
+    by_form = form_shares(shared_fractions(best), *names)
     by_form['random'] = form_shares(
         layers @ layers.T / (mm.n_units * best.shape[1]), *names
     ).different  # units dealt within their layers

@@ -87,7 +87,7 @@ def random_elsewhere(
     n_layers: int,  # layers to draw from, the first ones
     n_units: int,  # neurons a layer, `mm.n_units`
     n: int,  # how many to draw
-    seed: int = 0,  # of the draw
+    seed: int | np.random.Generator = 0,  # of the draw
 ) -> pd.DataFrame:  # layer, unit
     "Random neurons of any layer"
     pool = np.setdiff1d(np.arange(n_layers * n_units), neurons.layer * n_units + neurons.unit)

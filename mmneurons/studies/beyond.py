@@ -26,7 +26,7 @@ from ..hooks import hook_neurons, logits_at
 from ..model import MultimodalLM
 from ..neurons import random_neurons
 from ..stats import interval, label_permutations, roc_auc
-from ..targets import token_at
+from ..targets import Target, token_at
 
 # %% ../../nbs/07_beyond_objects.ipynb #2e47ccbe
 COLOUR_WORDS = frozenset('red orange yellow green blue purple pink brown black white gray'.split())
@@ -60,7 +60,8 @@ def word_probabilities(
 ) -> np.ndarray:  # (set, word)
     "The probability of each word when each set of neurons is ablated, all in one forward pass"
     n, prompt = len(sets), mm.see(image, False).soft_prompt
-    x, at = batch_inputs(mm, prompt.expand(n, -1, -1), [words] * n)
+    targets = [Target(w.target, w.token_id, w.text_ids) for w in words]
+    x, at = batch_inputs(mm, prompt.expand(n, -1, -1), [targets] * n)
     with ablate(mm, sets, value, positions), logits_at(mm, at):
         p = mm.lm(inputs_embeds=x, use_cache=False).logits[:, 0].float().softmax(-1)
     tokens = torch.tensor([w.token_id for w in words] * n, device=p.device)
@@ -137,8 +138,10 @@ def plot_dissociation(
 ) -> Figure:
     "What is left of the word and of the noun, by kind of word and whose neurons are ablated; a matplotlib figure"
     table = table[table.k == k]
-    kinds, layout = list(table.kind.drop_duplicates()), dict(layout='constrained', sharey=True)
-    fig, axes = plt.subplots(1, 3, figsize=(8.4, 2.9), sharex=True, **layout)
+    kinds = list(table.kind.drop_duplicates())
+    fig, axes = plt.subplots(
+        1, 3, figsize=(8.4, 2.9), layout='constrained', sharex=True, sharey=True
+    )
     for ax, arm in zip(axes, ('word', 'noun', 'random')):
         for shift, of, colour in ((-0.12, 'word', '#d1762c'), (0.12, 'noun', '#1f4e9c')):
             column = f'{of}_without_{arm}'

@@ -74,9 +74,7 @@ def gradients_of(
     mm: MultimodalLM,  # the model
     seen: Seen,  # the image
     neuron,  # as in `place_of`
-) -> tuple[
-    dict, dict, torch.Tensor
-]:  # {layer: (values, gradients)} of neurons and of heads; the pre-activation
+) -> tuple[dict, dict, torch.Tensor]:  # {layer: (values, gradients)} of neurons and of heads; the pre-activation
     "The neuron's pre-activation, and its gradient for every earlier neuron and head"
     layer, unit, at, _ = place_of(mm, neuron)
     acts: dict[int, torch.Tensor] = {}
@@ -232,13 +230,12 @@ def draw_circuit(
     fig, ax = plt.subplots(figsize=(6.4, 1 + 0.5 * len(rows)), layout='constrained')
     for e in edges.itertuples():
         draw_edge(ax, at[e.kind, e.layer, e.unit], at['neuron', e.to_layer, e.to_unit], e.score)
-    look = dict(s=110, color='white', edgecolor='#333333', zorder=2)
-    text = dict(textcoords='offset points', va='top', fontsize=9.5)
     for (kind, layer, unit), place in at.items():
-        ax.scatter(*place, marker='s' if kind == 'head' else 'o', **look)
+        shape = 's' if kind == 'head' else 'o'
+        ax.scatter([place[0]], [place[1]], s=110, marker=shape, color='white', ec='#333333', zorder=2)
         label = (labels or {}).get((layer, unit), '')
         name = f'head {unit}' if kind == 'head' else f'u{unit} {label}'
-        ax.annotate(name, place, (8, -4), **text)
+        ax.annotate(name, place, (8, -4), textcoords='offset points', va='top', fontsize=9.5)
     ax.set(ylabel='block', xticks=[], yticks=range(len(rows)), yticklabels=rows)
     ax.margins(x=0.2, y=0.08)
     ax.spines[['top', 'right', 'bottom']].set_visible(False)

@@ -42,9 +42,11 @@ def usual_activations(
     baseline: Baseline | str | None,  # None: over the gallery; 'none': nothing
 ) -> torch.Tensor | int:  # (neuron, patch), or 0
     "What each neuron does at each patch on the baseline's images"
-    if isinstance(baseline, str) and baseline != 'none':
+    if baseline == 'none':
+        return 0
+    if isinstance(baseline, str):
         raise ValueError(f"baseline is a Baseline, None or 'none', not {baseline!r}")
-    return 0 if baseline == 'none' else patch_activations(as_baseline(mm, baseline).mean, neurons)
+    return patch_activations(as_baseline(mm, baseline).mean, neurons)
 
 # %% ../../nbs/04b_selectivity.ipynb #3c7ec4c2
 def keep_best(
@@ -148,7 +150,7 @@ def selectivity(
     highest = active.max(axis=1)
     return active.div(highest.where(highest > 0), axis=0).groupby(np.asarray(own)).mean()
 
-# %% ../../nbs/04b_selectivity.ipynb #bcca6bcf
+# %% ../../nbs/04b_selectivity.ipynb #69f15728
 def plot_selectivity(
     table: pd.DataFrame,  # class, layer, unit, sign, label, mean: one row a neuron and class of images
 ) -> Figure:
@@ -159,9 +161,8 @@ def plot_selectivity(
     fig, ax = plt.subplots(figsize=size, layout='constrained')
     bar, look = dict(label='relative to the highest class'), dict(annot=True, fmt='.2f')
     sns.heatmap(matrix, vmin=0, vmax=1, cmap='viridis', cbar_kws=bar, ax=ax, **look)
-    line = dict(fill=False, edgecolor='#d55e00', linewidth=2.5, clip_on=False)
     for name in matrix.index.intersection(matrix.columns):
         at = matrix.columns.get_loc(name), matrix.index.get_loc(name)
-        ax.add_patch(plt.Rectangle(at, 1, 1, **line))
+        ax.add_patch(plt.Rectangle(at, 1, 1, fill=False, ec='#d55e00', lw=2.5, clip_on=False))
     ax.set(xlabel='images of', ylabel='neurons of')
     return fig

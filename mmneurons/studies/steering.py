@@ -198,8 +198,10 @@ def plot_steering(
     colours=('#9bb8e0', '#5f8fd0', '#1f4e9c', '#d1762c'),  # one an arm; random ones are grey
 ) -> Figure:
     "A mean over pairs against the strength, one panel for each way of driving; a matplotlib figure"
-    ways, layout = list(table.how.drop_duplicates()), dict(layout='constrained', squeeze=False)
-    fig, axes = plt.subplots(1, len(ways), figsize=(7.2, 2.9), sharey=True, **layout)
+    ways = list(table.how.drop_duplicates())
+    fig, axes = plt.subplots(
+        1, len(ways), figsize=(7.2, 2.9), layout='constrained', sharey=True, squeeze=False
+    )
     for ax, how in zip(axes[0], ways):
         part = table[table.how == how]
         at, rest = {s: i for i, s in enumerate(sorted(set(part.strength)))}, iter(colours)
