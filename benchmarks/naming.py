@@ -10,10 +10,9 @@ images: other words are anybody's), and mmneurons/assets/pocket-naming.csv the r
 import argparse, csv
 from pathlib import Path
 
-import pandas as pd
+import numpy as np, pandas as pd
 from tqdm import tqdm
 
-from measure import drawn
 from mmneurons.corpus.photographs import photographs
 from mmneurons.data import Reader, corpus
 from mmneurons.model import MultimodalLM
@@ -32,7 +31,8 @@ def images_of(args, split):
         return photographs(args.packages)
     data = corpus(args.corpus, split)
     n = len(data) if split in VALIDATION else TEST[split]
-    return Reader([data.rows[i] for i in drawn(data, n)], data.load)
+    order = np.random.default_rng(0).permutation(len(data))[:n].tolist()
+    return Reader([data.rows[i] for i in order], data.load)
 
 
 def caption_all(args, mm, file):
