@@ -15,7 +15,6 @@ from mmneurons.attribution import attribute, top_neurons
 from mmneurons.data import corpus
 from mmneurons.studies.hearing import (
     WINDOW,
-    article,
     best_units,
     course,
     ear,
@@ -25,8 +24,8 @@ from mmneurons.studies.hearing import (
     shared,
     sounds,
     spectrogram,
-    word_scores,
 )
+from mmneurons.catalogue import article, word_scores
 from mmneurons.neurons import random_neurons
 from mmneurons.model import MultimodalLM
 from mmneurons.stats import roc_auc

@@ -7,6 +7,7 @@ __all__ = ['ENCODERS', 'SOURCES', 'EncoderSpec', 'encoder_spec', 'as_grid', 'Enc
 
 # %% ../nbs/006_encoders.ipynb #ac3478d6
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np, timm, torch
@@ -281,6 +282,8 @@ class Encoder(nn.Module):
         spec: EncoderSpec | str,  # a row, or a name for `encoder_spec`
         image_size: tuple[int, int] | None = None,  # (height, width) in place of the row's own
         weights: bool = True,  # False: random ones, also where the row names some
+        to_map: Callable
+        | None = None,  # `to_map(model, pixels, name)` → (batch, row, column, d_image); default: the source's own
     ):
         super().__init__()
         spec = encoder_spec(spec) if isinstance(spec, str) else spec
@@ -288,7 +291,8 @@ class Encoder(nn.Module):
         self.spec = replace(spec, image_size=(height, width))
         if spec.source not in SOURCES:
             raise ValueError(f'unknown source {spec.source!r}; there are: {", ".join(SOURCES)}')
-        build, self.to_map = SOURCES[spec.source]
+        build, own_map = SOURCES[spec.source]
+        self.to_map = to_map or own_map
         self.model = build(self.spec, weights and bool(spec.pretrained))
         if spec.file and weights:
             self.load(wheel_file(spec.file, spec.requirement))

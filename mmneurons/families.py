@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'Family', 'guess_family', 'family_of', 'NeuronLM', 'tiny_lm', 'norm_gain', 'output_vectors', 'post_scale',
-           'readout', 'check_sum', 'check_ablation', 'check_score', 'check_readout', 'check_family']
+           'readout', 'check_sum', 'check_ablation', 'check_score', 'check_readout', 'check_attention', 'check_family']
 
 # %% ../nbs/005_families.ipynb #ac3478d6
 import contextlib
 from dataclasses import dataclass, replace
+from functools import partial
 from operator import attrgetter
 
 import pandas as pd, torch
@@ -16,7 +17,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from .hooks import attached, differentiable, hook_neurons, on_input, on_output
+from .hooks import attached, clamp_neurons, differentiable, hook_neurons, on_input, on_output, read_residual
 
 # %% ../nbs/005_families.ipynb #902ba3cd
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ class Family:
         str | None
     )  # ungated MLPs: the layer whose output is the pre-activation Z; None where a gate multiplies
     norm: str  # final norm, from the decoder
+    attn: str | None = (
+        None  # the attention's output projection, from a block: its input are the heads
+    )
+    mixer: str | None = None  # the same of what stands in place of attention in some blocks, if any
     post_norm: str | None = None  # a norm that follows the MLP inside the block, if any
     scale: str | None = None  # the configuration's name for a factor on the MLP's output, if any
     project: str | None = (
@@ -42,55 +47,49 @@ class Family:
         return 'pre' if self.up else 'post'
 
 # %% ../nbs/005_families.ipynb #0ade7c2c
-_LLAMA = Family('layers', 'mlp.down_proj', None, 'norm')
-_GPT2 = Family('h', 'mlp.c_proj', 'mlp.c_fc', 'ln_f')
-_GPTJ = Family('h', 'mlp.fc_out', 'mlp.fc_in', 'ln_f')
-_UNGATED = Family('layers', 'mlp.down_proj', 'mlp.up_proj', 'norm')
-_POST_NORM = Family('layers', 'mlp.down_proj', None, 'norm', post_norm='post_feedforward_layernorm')
+_LLAMA = Family('layers', 'mlp.down_proj', None, 'norm', 'self_attn.o_proj')
+_GPT2 = Family('h', 'mlp.c_proj', 'mlp.c_fc', 'ln_f', 'attn.c_proj')
+_GPTJ = Family('h', 'mlp.fc_out', 'mlp.fc_in', 'ln_f', 'attn.out_proj')
+_BLOOM = Family('h', 'mlp.dense_4h_to_h', 'mlp.dense_h_to_4h', 'ln_f', 'self_attention.dense')
+_NEOX = Family(
+    'layers', 'mlp.dense_4h_to_h', 'mlp.dense_h_to_4h', 'final_layer_norm', 'attention.dense'
+)
+_OPT = Family('layers', 'fc2', 'fc1', 'final_layer_norm', 'self_attn.out_proj')
+_UNGATED = replace(_LLAMA, up='mlp.up_proj')
+_POST_NORM = replace(_LLAMA, post_norm='post_feedforward_layernorm')
 
 # %% ../nbs/005_families.ipynb #b1d57811
+_LLAMAS = (
+    'llama mistral ministral qwen2 qwen3 qwen2_vl_text qwen2_5_vl_text gemma phi3 smollm3 stablelm '
+    'olmo cohere cohere2 glm helium seed_oss'
+)
 FAMILIES = {
     'gptj': _GPTJ,
     'codegen': _GPTJ,
     'gpt2': _GPT2,
-    'gpt_neo': _GPT2,
+    'gpt_neo': replace(_GPT2, attn='attn.attention.out_proj'),
     'gpt_bigcode': replace(_GPT2, batched=True),
-    'gpt_neox': Family(
-        'layers', 'mlp.dense_4h_to_h', 'mlp.dense_h_to_4h', 'final_layer_norm'
-    ),  # Pythia too
-    'opt': Family('layers', 'fc2', 'fc1', 'final_layer_norm', project='project_out'),
-    'bloom': Family('h', 'mlp.dense_4h_to_h', 'mlp.dense_h_to_4h', 'ln_f', batched=True),
-    'falcon': Family('h', 'mlp.dense_4h_to_h', 'mlp.dense_h_to_4h', 'ln_f'),
-    'mpt': Family('blocks', 'ffn.down_proj', 'ffn.up_proj', 'norm_f'),
-    'phi': Family('layers', 'mlp.fc2', 'mlp.fc1', 'final_layernorm'),
-    'starcoder2': Family('layers', 'mlp.c_proj', 'mlp.c_fc', 'norm'),
-    **dict.fromkeys(['nemotron', 'arcee', 'apertus'], _UNGATED),
-    **dict.fromkeys(
-        [
-            'llama',
-            'mistral',
-            'ministral',
-            'qwen2',
-            'qwen3',
-            'qwen2_vl_text',
-            'qwen2_5_vl_text',
-            'gemma',
-            'phi3',
-            'smollm3',
-            'stablelm',
-            'olmo',
-            'cohere',
-            'cohere2',
-            'glm',
-            'helium',
-            'seed_oss',
-        ],
-        _LLAMA,
-    ),
-    **dict.fromkeys(['gemma2', 'gemma3_text', 'olmo2', 'olmo3', 'exaone4'], _POST_NORM),
-    'glm4': Family('layers', 'mlp.down_proj', None, 'norm', post_norm='post_mlp_layernorm'),
-    'granite': Family('layers', 'mlp.down_proj', None, 'norm', scale='residual_multiplier'),
+    'gpt_neox': _NEOX,  # Pythia too
+    'opt': replace(_OPT, project='project_out'),
+    'bloom': replace(_BLOOM, batched=True),
+    'falcon': _BLOOM,
+    'mpt': Family('blocks', 'ffn.down_proj', 'ffn.up_proj', 'norm_f', 'attn.out_proj'),
+    'phi': Family('layers', 'mlp.fc2', 'mlp.fc1', 'final_layernorm', 'self_attn.dense'),
+    'starcoder2': Family('layers', 'mlp.c_proj', 'mlp.c_fc', 'norm', 'self_attn.o_proj'),
+    **dict.fromkeys('nemotron arcee apertus'.split(), _UNGATED),
+    **dict.fromkeys(_LLAMAS.split(), _LLAMA),
+    **dict.fromkeys('gemma2 gemma3_text olmo2 olmo3 exaone4'.split(), _POST_NORM),
+    'glm4': replace(_LLAMA, post_norm='post_mlp_layernorm'),
+    'granite': replace(_LLAMA, scale='residual_multiplier'),
 }
+
+# %% ../nbs/005_families.ipynb #19f40027
+_ATTENTION_OUT = 'o_proj', 'out_proj', 'c_proj', 'dense', 'wo', 'proj'
+
+
+def _width(linear):
+    "(inputs, outputs) of a linear layer; GPT-2 stores it transposed"
+    return linear.weight.shape if isinstance(linear, Conv1D) else linear.weight.shape[::-1]
 
 # %% ../nbs/005_families.ipynb #7b52009b
 def guess_family(
@@ -101,16 +100,15 @@ def guess_family(
     blocks, stack = next(
         (n, m) for n, m in decoder.named_modules() if isinstance(m, nn.ModuleList) and len(m)
     )
-    wide = [
-        (n, *reversed(m.weight.shape))
-        for n, m in stack[0].named_modules()
-        if isinstance(m, nn.Linear) and 'att' not in n
-    ]
-    down, units, d_model = max((w for w in wide if w[1] >= w[2]), key=lambda w: w[1])
-    ups = [n for n, i, o in wide if (i, o) == (d_model, units)]
-    packed = any(o == 2 * units for _, _, o in wide)
+    linear = {n: m for n, m in stack[0].named_modules() if isinstance(m, (nn.Linear, Conv1D))}
+    shapes = {n: _width(m) for n, m in linear.items() if 'att' not in n}
+    down = max((n for n, (i, o) in shapes.items() if i >= o), key=lambda n: shapes[n][0])
+    units, d_model = shapes[down]
+    ups = [n for n, shape in shapes.items() if shape == (d_model, units)]
+    packed = any(o == 2 * units for _, o in shapes.values())
     norm = [n for n, _ in decoder.named_children() if 'norm' in n or n.startswith('ln')][-1]
-    return Family(blocks, down, ups[0] if len(ups) == 1 and not packed else None, norm)
+    outputs = [n for n in linear if 'att' in n and n.split('.')[-1] in _ATTENTION_OUT]
+    return Family(blocks, down, ups[0] if len(ups) == 1 and not packed else None, norm, outputs[-1])
 
 # %% ../nbs/005_families.ipynb #fa35e192
 def family_of(
@@ -135,6 +133,56 @@ def family_of(
         "add it, then prove it with check_family(NeuronLM(lm))"
     )
 
+# %% ../nbs/005_families.ipynb #13b404ee
+def _found(module, path):
+    "What stands at a dotted path, or None"
+    for name in (path or '').split('.'):
+        module = getattr(module, name, None)
+    return module
+
+
+def _hidden(linear):
+    "Why the weights of a linear layer are not all that it does, or None"
+    kind, weight = type(linear), getattr(linear, 'weight', None)
+    if not isinstance(linear, (nn.Linear, Conv1D)):
+        return f'is a {kind.__module__}.{kind.__name__}'
+    if weight.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        return f'stores its weights as {str(weight.dtype)[6:]}'
+    if not type(weight).__module__.startswith('torch.'):
+        return f'stores its weights as {type(weight).__module__}.{type(weight).__name__}'
+    if kind in (nn.Linear, Conv1D) or weight.is_meta:
+        return None
+    x = torch.randn(1, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
+    with torch.no_grad():
+        want, got = nn.functional.linear(x, weight, linear.bias), linear(x)
+    same = (got - want).norm() <= 0.01 * want.norm()
+    return None if same else f'is a {kind.__module__}.{kind.__name__}'
+
+# %% ../nbs/005_families.ipynb #f8318e16
+def _units(mm):
+    "Neurons a layer, or an error where layers differ in kind or in width or hide their weights"
+    widths = []
+    for layer, block in enumerate(mm.blocks):
+        down = _found(block, mm.family.down)
+        if down is None:
+            raise ValueError(
+                f'block {layer} of this model has no {mm.family.down}: its blocks differ in kind, and '
+                'only some of them have an MLP; take a model whose blocks are alike'
+            )
+        if why := _hidden(down):
+            raise ValueError(
+                f'the output projection of layer {layer} {why}, so the vectors of its neurons cannot '
+                'be read: load the model in a floating-point dtype, dequantise it, or merge its '
+                'adapters (merge_and_unload) first'
+            )
+        widths.append(_width(down)[0])
+    if len(set(widths)) > 1:
+        raise ValueError(
+            f'the layers of this model differ in width, from {min(widths)} to {max(widths)} neurons, and '
+            'a table (layer, unit) has one width; take a model whose layers are alike'
+        )
+    return widths[0]
+
 # %% ../nbs/005_families.ipynb #1574bddb
 class NeuronLM(nn.Module):
     "A causal language model, left as it is, whose neurons are found by layer and unit"
@@ -149,19 +197,19 @@ class NeuronLM(nn.Module):
                 'the language model is in training mode, where dropout changes every run: '
                 'call lm.eval() first'
             )
-        self.lm, self.family = lm, family_of(lm)
-        self.training = False
+        self.lm, self.family, self.training = lm, family_of(lm), False
         self.blocks = list(attrgetter(self.family.blocks)(lm.get_decoder()))
-        self.n_layers, down = len(self.blocks), self.down(0)
-        self.n_units = (
-            down.in_features if isinstance(down, nn.Linear) else down.nx
-        )  # GPT-2's Conv1D
+        self.n_layers, self.n_units = len(self.blocks), _units(self)
 
-    def down(self, layer):  # 0 is the first block
+    def down(self, layer: int) -> nn.Module:  # 0 is the first block
         "The output projection of one block's MLP"
         return attrgetter(self.family.down)(self.blocks[layer])
 
-    def final_norm(self):
+    def attention(self, layer: int) -> nn.Module | None:  # 0 is the first block
+        "The output projection of one block's attention; None where another layer stands in its place"
+        return _found(self.blocks[layer], self.family.attn)
+
+    def final_norm(self) -> nn.Module:
         "The norm before the head"
         norm = getattr(self.lm.get_decoder(), self.family.norm, None)
         return norm if norm is not None else getattr(self.blocks[-1], self.family.norm)
@@ -214,8 +262,8 @@ def tiny_lm(
         | _TINY.get(kind, _SMALL)
         | config
     )
-    with torch.random.fork_rng([]), torch.device('cpu'):
-        torch.random.default_generator.manual_seed(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
         made = AutoConfig.for_model(kind, **config)
         lm = AutoModelForCausalLM.from_config(made, dtype=torch.float32).eval()
         for p in lm.parameters():
@@ -286,35 +334,62 @@ def readout(
 
 # %% ../nbs/005_families.ipynb #cb4e5208
 def _error(got, want):
-    return ((got - want).norm() / want.norm()).item()
+    "Relative error; infinite where there is nothing to compare"
+    size = want.norm()
+    return ((got - want).norm() / size).item() if size > 0 else float('inf')
 
 
 def _logits(mm, x):
     return mm.lm(inputs_embeds=x, use_cache=False).logits[:, -1]
 
 
-def _unit(x):
+def _normalized(x):
     return x / x.norm(dim=-1, keepdim=True)
 
 # %% ../nbs/005_families.ipynb #b6692ea5
+def _silenced(mm):
+    "Taps that leave what attention, or a mixer in its place, would add out of every block"
+    paths = mm.family.attn, mm.family.mixer
+    found = [m for b in mm.blocks for p in paths if (m := _found(b, p)) is not None]
+    return [on_output(m, torch.zeros_like) for m in found]
+
+
+def _added(mm, x, *taps):
+    "What each block adds to the residual stream, and its activations, both {layer: (batch, position, …)}"
+    before, after, acts = {}, {}, {}
+    blocks = [on_input(b, partial(before.__setitem__, l)) for l, b in enumerate(mm.blocks)]
+    with (
+        attached(*taps, *blocks),
+        read_residual(mm, after.__setitem__),
+        hook_neurons(mm, acts.__setitem__),
+    ):
+        _logits(mm, x)
+    return {l: after[l] - before[l] for l in after}, acts
+
+# %% ../nbs/005_families.ipynb #2d8fe67b
 @torch.no_grad()
 def check_sum(
     mm,  # a `NeuronLM` or `MultimodalLM`
     x,  # (batch, position, d_model), any input
 ) -> float:  # relative error
-    "(a) Do activation × output vector + bias add up to what the MLP adds to the residual stream?"
-    down, block, acts, outs = mm.down(0), mm.blocks[0], {}, []
-
-    keep = on_output(block, outs.append)
-    with hook_neurons(mm, lambda l, a: acts.update({l: a}), layers=[0]), attached(keep):
-        _logits(mm, x)
-    with attached(on_output(down, torch.zeros_like), keep):
-        _logits(mm, x)
-    bias = 0 if down.bias is None else down.bias
+    "(a) Without attention, do activation × output vector + bias add up to all that each block adds?"
+    errors, scale = [], 1.0
     if mm.family.scale:
-        bias = bias * getattr(mm.lm.config.get_text_config(), mm.family.scale)
-    got, want = acts[0] @ output_vectors(mm, 0) + bias, outs[0] - outs[1]
-    return _error(_unit(got), _unit(want)) if mm.family.post_norm else _error(got, want)
+        scale = getattr(mm.lm.config.get_text_config(), mm.family.scale)
+    other = x.clone()
+    other[:, 0] = x[:, 0].roll(1, -1)
+    (added, acts), (_, moved) = (_added(mm, v, *_silenced(mm)) for v in (x, other))
+    for layer, want in added.items():
+        bias = mm.down(layer).bias
+        got = acts[layer] @ output_vectors(mm, layer) + (0 if bias is None else bias * scale)
+        if mm.family.post_norm:
+            got, want = _normalized(got), _normalized(want)
+        change = (moved[layer] - acts[layer]).norm(dim=-1)
+        elsewhere = (
+            change[:, 1:].norm() / change[:, 0].norm()
+        )  # a neuron knows its own position only
+        errors += [_error(got, want), elsewhere.nan_to_num(torch.inf).item()]
+    return max(errors)
 
 # %% ../nbs/005_families.ipynb #972a67c4
 @contextlib.contextmanager
@@ -334,21 +409,23 @@ def _rows(layer):
     return layer.weight.data.T if isinstance(layer, nn.Linear) else layer.weight.data
 
 # %% ../nbs/005_families.ipynb #5b384ce3
+def _strongest(mm, x, layer):
+    "The unit of a layer that adds most: a dead one would prove nothing"
+    _, acts = _added(mm, x)
+    return (acts[layer].norm(dim=(0, 1)) * output_vectors(mm, layer).norm(dim=1)).argmax().item()
+
+
 @torch.no_grad()
 def check_ablation(
     mm,  # a `NeuronLM` or `MultimodalLM`
     x,  # (batch, position, d_model), any input
-    layer: int = 0,  # of the unit
-    unit: int = 3,  # within the layer
+    layer: int = 0,  # of the neuron
 ) -> float:  # relative error
-    "(b) Is a unit that the hook holds at zero the same as one whose output row is zero?"
-
-    def off(l, acts):
-        acts = acts.clone()
-        acts[..., unit] = 0
-        return acts
-
-    with hook_neurons(mm, off, layers=[layer]):
+    "(b) Is ablating a neuron through the hook the same as an output row of zeros?"
+    unit = _strongest(mm, x, layer)
+    mask = torch.zeros(1, mm.n_layers, mm.n_units, dtype=torch.bool)
+    mask[0, layer, unit] = True
+    with clamp_neurons(mm, mask):
         got = _logits(mm, x)
     with _scaled([_rows(mm.down(layer))], unit, 0):
         want = _logits(mm, x)
@@ -406,7 +483,8 @@ def check_readout(
     x,  # (batch, position, d_model), any input
 ) -> float:  # relative error
     "(d) Is the decoded direction what the model's own final norm and head make of it?"
-    v, norm = output_vectors(mm, mm.n_layers - 1, slice(8)), mm.final_norm()
+    v, norm = output_vectors(mm, mm.n_layers - 1), mm.final_norm()
+    v = v[v.norm(dim=1).topk(8).indices]
     cap = getattr(mm.lm.config.get_text_config(), 'final_logit_softcapping', None)
 
     def says(state):
@@ -415,15 +493,50 @@ def check_readout(
         return cap * torch.atanh(out / cap) if cap else out
 
     want = torch.cat([says(row) - says(0 * row) for row in v])
-    return _error(_unit(readout(mm, v).double()), _unit(want))
+    return _error(_normalized(readout(mm, v).double()), _normalized(want))
+
+# %% ../nbs/005_families.ipynb #ecd7dce8
+@torch.no_grad()
+def check_attention(
+    mm,  # a `NeuronLM` or `MultimodalLM`
+    x,  # (batch, position, d_model), any input
+) -> float:  # relative error
+    "(e) Is the input of the attention's output projection what its heads write?"
+    layers = [l for l in range(mm.n_layers) if mm.attention(l) is not None]
+    if not layers:
+        return float('inf')
+    first, heads = mm.attention(layers[0]), mm.lm.config.get_text_config().num_attention_heads
+    width = _width(first)[0] // heads
+
+    def off(h):
+        return torch.cat([torch.zeros_like(h[..., :width]), h[..., width:]], -1)
+
+    plain = _logits(mm, x)
+    with attached(on_input(first, off)):
+        got = _logits(mm, x)
+    with _scaled([_rows(first)], slice(width), 0):
+        want = _logits(mm, x)
+    noise = torch.randn(*x.shape[:2], _width(first)[1], generator=torch.Generator().manual_seed(0))
+    silent = [on_output(mm.down(l), torch.zeros_like) for l in range(mm.n_layers)]
+
+    def added(shift):
+        new = noise.roll(shift, 1)
+        return _added(
+            mm, x, *silent, *(on_output(mm.attention(l), lambda h: new.to(h)) for l in layers)
+        )[0]
+
+    still, moved = added(0), added(1)
+    return max(
+        _error(got - plain, want - plain), *(_error(moved[l], still[l].roll(1, 1)) for l in layers)
+    )
 
 # %% ../nbs/005_families.ipynb #0286dd55
 def check_family(
     mm,  # a `NeuronLM` or `MultimodalLM`, in float32
     x=None,  # (batch, position, d_model), vectors to read; default: random ones
     seed: int = 0,  # of random vectors
-) -> pd.Series:  # relative errors: sum, ablation, score, readout
-    "All four checks; errors below one per cent mean that the row is right"
+) -> pd.Series:  # relative errors: sum, ablation, score, readout, attention
+    "All five checks; errors below one per cent mean that the row is right"
     words = mm.lm.get_input_embeddings().weight
     if x is None:
         x = (
@@ -431,6 +544,5 @@ def check_family(
             * words.std().item()
         )
     x = x.to(mm.down(0).weight)
-    return pd.Series(
-        {c.__name__[6:]: c(mm, x) for c in (check_sum, check_ablation, check_score, check_readout)}
-    )
+    checks = check_sum, check_ablation, check_score, check_readout, check_attention
+    return pd.Series({check.__name__[6:]: check(mm, x) for check in checks})

@@ -55,7 +55,7 @@ def matched(
     neurons: pd.DataFrame,  # layer, unit, sign: what to match
     seed: int = 0,  # of the draw
 ) -> pd.DataFrame:  # rows of `pool`
-    "As many of `pool` in each layer, with each sign, as `neurons` has, as far as they go; none twice, none of `neurons`"
+    "As many of `pool` in each layer, with each sign, as `neurons` has, if there are; none twice, none of `neurons`"
     known, rng = pd.MultiIndex.from_frame(neurons[KEY]), np.random.default_rng(seed)
     pool, drawn = pool[~pd.MultiIndex.from_frame(pool[KEY]).isin(known)], [pool.head(0)]
     for (layer, sign), group in neurons.groupby(['layer', 'sign']):

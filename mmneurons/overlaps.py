@@ -5,7 +5,9 @@
 # %% auto #0
 __all__ = ['iou', 'iou_ceiling', 'pointing', 'overlap', 'attention', 'control_maps', 'by_category']
 
-# %% ../nbs/04a_overlap.ipynb #6ef5f6b8
+# %% ../nbs/04a_overlap.ipynb #cbf5f51a
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import torch
@@ -27,7 +29,7 @@ def iou(
 def iou_ceiling(
     area,  # of the object, as a proportion of the image; a number or an array
     top: float = 0.05,  # of the field
-):  # as `area`
+) -> Any:  # as `area`
     "The highest IoU that a field of that size can reach"
     return np.minimum(area, top) / np.maximum(area, top)
 

@@ -10,6 +10,7 @@ __all__ = ['KEY_TYPES', 'FAILURES', 'needs', 'disk_errors', 'write_atomic', 'pro
 # %% ../nbs/000_runs.ipynb #098f6639
 import contextlib, hashlib, importlib, io, json, os, re, time, traceback
 from collections import Counter
+from collections.abc import Iterator
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -38,7 +39,9 @@ def needs(
 
 # %% ../nbs/000_runs.ipynb #fcb92efe
 @contextlib.contextmanager
-def disk_errors(file):  # path that is written inside this context
+def disk_errors(
+    file,  # path that is written inside this context
+) -> Iterator[None]:
     "An error of the disk inside this context names the file"
     try:
         yield
@@ -159,7 +162,7 @@ def in_halves(
     do,  # `do(items)` → a list of as many results
     failed,  # `failed(items, error, lost)`, such as calls `Faults.add`
     batch_size: int,  # how many at a time
-):  # yields (items, results)
+) -> Iterator[tuple[list, list]]:  # items, results
     "Do all items; halve a batch that does not fit in memory, and do one by one what fails otherwise"
     for part in chunked(items, batch_size):
         results, error = attempt(do, part)
@@ -379,8 +382,7 @@ class RunFolder(Tables):
         n, hidden = sum(blocks[b] for b in mine), not (mine and self.team.is_main_process)
         with tqdm(desc=task, total=n, unit=unit, smoothing=0.1, disable=hidden) as bar:
             for block in mine:
-                began = time.time()
-                tables = work(block, partial(self.faults.add, task))
+                began, tables = time.time(), work(block, partial(self.faults.add, task))
                 failures = self.faults.take()
                 self.write(task, block, tables, failures)
                 if any(f['lost'] for f in failures):

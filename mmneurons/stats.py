@@ -119,7 +119,7 @@ def average_precision(
 def benjamini_hochberg(
     p,  # one a test
 ) -> np.ndarray:  # the false discovery rate at which each of them passes
-    "The adjusted p of each test: those below q hold at most a share q of false discoveries"
+    "The adjusted p of each test: of those below q, at most a share q are false discoveries"
     return stats.false_discovery_control(p, method='bh')
 
 # %% ../nbs/009_stats.ipynb #53338c5c

@@ -203,7 +203,8 @@ def test_lines_are_narrow(path):
     lines = path.read_text('utf-8').splitlines()
     column = comments(path)
     wide = [len(line) for line in lines]
-    code = [len(line[: column.get(n)].rstrip()) for n, line in enumerate(lines, 1) if line.strip()]
+    written = [n for n, line in enumerate(lines, 1) if line.strip() and line[:7] != '__all__']
+    code = [len(lines[n - 1][: column.get(n)].rstrip()) for n in written]
     assert (tenth(code) <= 100) & (max(code) <= 120) & (max(wide) <= 130), (
         f'{tenth(code)=}, {max(code)=}, {max(wide)=}: '
         + '\n'.join(line for line in lines if len(line) > 120)
@@ -530,20 +531,11 @@ TO_BE_REWRITTEN = {
     '00f_compose.ipynb',
     '01_train_projection.ipynb',
     '02_attribution.ipynb',
-    '02a_fidelity.ipynb',
     '03_decoding.ipynb',
-    '03a_lenses.ipynb',
-    '03b_agreement.ipynb',
     '04_receptive_fields.ipynb',
-    '04a_overlap.ipynb',
-    '04b_selectivity.ipynb',
     '05_ablation.ipynb',
-    '05a_steering.ipynb',
-    '05b_circuits.ipynb',
     '06_sweep.ipynb',
     '06a_paper.ipynb',
-    '07_beyond_objects.ipynb',
-    '08_hearing.ipynb',
     '09_report.ipynb',
     '09a_atlas.ipynb',
     '09b_manual.ipynb',

@@ -10,7 +10,7 @@ from mmneurons.model import tiny_model
 ROOT = Path(__file__).resolve().parents[1]
 LM_CLIENT = """
 import sys, torch
-from mmneurons.pairs import ModelConfig, load_lm, lm_config_of
+from mmneurons.pairs import ModelConfig, lm_config_of, load_lm
 pair = ModelConfig('me/lm', 'tiny-beit', lm_revision='float16')
 print(lm_config_of(pair).model_type)
 lm, tokenizer = load_lm(pair, torch.float32, 'cpu')

@@ -5,6 +5,7 @@ that has Quarto's columns, classes and rules for code (`tests/quarto.css`)."""
 
 import json, re, shutil, subprocess, sys
 from functools import partial
+from html import escape
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin
 import pytest, yaml
@@ -37,6 +38,8 @@ QUARTO = ':root {%s}' % ''.join(f'--{name}: {width};' for name, width in GRID.it
     ROOT / 'tests' / 'quarto.css'
 ).read_text('utf-8')
 WIDTHS = {'phone': 390, 'desk': 1200}
+FOLDED = '''<details class="code-fold"><summary>%s</summary>
+<div class="sourceCode"><pre class="sourceCode python"><code class="sourceCode python">%s</code></pre></div></details>'''
 # The classes that Quarto gives to outputs, for the style sheet; and no empty box where the code is not shown.
 FILTER = '''
 function CodeBlock(c) if c.text == '' then return {} end end
@@ -54,14 +57,14 @@ LOOK = '''() => {
   document.querySelectorAll('details').forEach(e => e.open = true)
   const all = (selector, f) => [...document.querySelectorAll(selector)].map(f).filter(x => x)
   const width = document.documentElement.clientWidth
-  const boxed = e => e && (getComputedStyle(e).overflowX != 'visible' || boxed(e.parentElement))
+  const boxed = e => e && (!/^(visible|clip)$/.test(getComputedStyle(e).overflowX) && getComputedStyle(e).display != 'inline' || boxed(e.parentElement))
   return {ids: all('[id]', e => e.id), links: all('a[href]', e => e.getAttribute('href')),
           mute: all('main img', e => (e.getAttribute('alt') || '').trim() ? '' : e.outerHTML.slice(0, 120)),
           broken: all('img', e => e.complete && e.naturalWidth ? '' : e.getAttribute('src')), text: document.body.innerText,
-          cut: all('main pre', e => e.closest('.cell-output') || Math.max(e.scrollWidth - e.clientWidth,
+          cut: all('main pre.sourceCode', e => Math.max(e.scrollWidth - e.clientWidth,
                    e.parentElement.scrollWidth - e.parentElement.clientWidth) < 2 ? '' : e.innerText.slice(0, 120)),
-          scrolls: document.documentElement.scrollWidth <= width ? [] :
-                   all('body *', e => e.getBoundingClientRect().right > width + 1 && !boxed(e.parentElement) ? e.outerHTML.slice(0, 120) : '')}}'''
+          scrolls: document.documentElement.scrollWidth <= width ? [] : ['the page', ...
+                   all('body *', e => e.getBoundingClientRect().right > width + 1 && !boxed(e.parentElement) ? e.outerHTML.slice(0, 120) : '')]}}'''
 
 
 def for_pandoc(nb):
@@ -87,10 +90,8 @@ def for_pandoc(nb):
                     kind: dict(alt=described[1]) for kind in ('image/png', 'image/jpeg')
                 }
         if folded := re.match(r'#\| code-fold: true\n#\| code-summary: "(.*)"\n', source):
-            cell.update(
-                cell_type='markdown',
-                source=f'<details class="code-fold"><summary>{folded[1]}</summary>\n\n```python\n{source[folded.end() :]}\n```\n\n</details>',
-            )
+            lines = [f'<span>{escape(line)}</span>' for line in source[folded.end() :].split('\n')]
+            cell.update(cell_type='markdown', source=FOLDED % (folded[1], '\n'.join(lines)))
             del cell['execution_count'], cell['outputs']
             continue
         cell['source'] = (

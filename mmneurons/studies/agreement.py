@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['clip_settings', 'load_clip', 'clip_scores', 'minilm', 'load_bert', 'bert_scores', 'best_of']
 
-# %% ../../nbs/03b_agreement.ipynb #d69a1d9f
+# %% ../../nbs/03b_agreement.ipynb #2b9a14c8
 import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ def clip_settings(
     about = open_clip.get_pretrained_cfg(model, tag) if tag else {}
     return dict(pretrained=tag, force_quick_gelu=about.get('quick_gelu', False))
 
-
+# %% ../../nbs/03b_agreement.ipynb #0da32df7
 def load_clip(
     model: str = 'ViT-B-32',  # an architecture of open_clip
     pretrained='openai',  # weights: a name that open_clip knows, a file, or None: random
@@ -77,7 +78,7 @@ def load_bert(
     encoder,  # a name on the hub or a folder, such as `minilm()`
     layer: int
     | None = None,  # whose vectors are compared; default: what the library recommends, for a folder the last but one
-):
+) -> Any:  # of the library
     "A BERTScore scorer"
     bert_score = needs('bert_score', 'scores', 'BERTScore')
     from transformers import AutoConfig

@@ -115,10 +115,10 @@ def dissociation(
         rows.append(about | dict(p_word=intact[at], p_noun=intact[0]) | left)
     return pd.DataFrame(rows)
 
-# %% ../../nbs/07_beyond_objects.ipynb #bf922ed1
+# %% ../../nbs/07_beyond_objects.ipynb #b847b567
 def doublings(
-    left,  # probabilities relative to the intact model's
-):  # as `left`
+    left: pd.Series,  # probabilities relative to the intact model's
+) -> pd.Series:
     "log2, with values below one in a thousand counted as that"
     return np.log2(left.clip(lower=2**-10))
 

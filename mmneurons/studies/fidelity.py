@@ -35,7 +35,7 @@ def output_size(
     mm: MultimodalLM,  # the model
     seen: Seen,  # the image
 ) -> torch.Tensor:  # (layer, unit)
-    "How much each neuron adds to the residual stream at the image, in any direction: |activation| × length of the output vector, summed over patches"
+    "What each neuron adds at the image, in any direction: |activation| × length of output vector, summed over patches"
     out = torch.zeros(mm.n_layers, mm.n_units)
 
     def add(layer, acts):

@@ -25,8 +25,8 @@ from ..targets import choose_target
 def residual_stream(
     mm: MultimodalLM,  # the model
     grad: bool = False,  # let gradients be asked for at each of them
-) -> Iterator[list]:
-    "A list that holds, once the model has run, what leaves each block and what enters the final norm: (batch, position, d_model)"
+) -> Iterator[list]:  # of (batch, position, d_model)
+    "A list that holds, once the model has run, what leaves each block and what enters the final norm"
     stream = [None] * (mm.n_layers + 1)
 
     def keep(layer, h):

