@@ -131,7 +131,7 @@ def steps(home, images, args):
     model = ['--model', 'limber-beit', *weights]
     counts = '0,50,100,200,400,800,1600,3200,6400' if args.size == 'full' else '0,10,50'
     run = home / 'run'
-    sweep = ['--data', 'gallery', '--limit', 4, '--counts', counts, '--block', 2]
+    sweep = ['--data', 'gallery', '--limit', 4, '--ks', counts, '--block', 2]
     return {
         'look': ['look', images[0], '--out', home / 'look.html', '--target', 'dog', *model],
         'sweep': ['sweep', *sweep, '--tasks', args.tasks, '--out', run, *model],
