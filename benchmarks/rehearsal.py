@@ -126,8 +126,9 @@ sys.exit(main(sys.argv[1:]))
 
 def steps(home, images, args):
     "What is run: name and arguments of `mmneurons`"
-    model = ['--model', 'limber-beit', '--projection', home / 'proj.ckpt', '--dtype', args.dtype]
-    model += ['--device', args.device] if args.device else []
+    weights = ['--projection', home / 'proj.ckpt', '--dtype', args.dtype]
+    weights += ['--device', args.device] if args.device else []
+    model = ['--model', 'limber-beit', *weights]
     counts = '0,50,100,200,400,800,1600,3200,6400' if args.size == 'full' else '0,10,50'
     run = home / 'run'
     sweep = ['--data', 'gallery', '--limit', 4, '--ks', counts, '--block', 2]
@@ -137,7 +138,7 @@ def steps(home, images, args):
         'paper': ['paper', run],
         'atlas': ['atlas', run],
         'find': ['find', '--data', 'gallery', '--limit', 4, '--out', home / 'found', *model],
-        'check': ['check', *model],
+        'check': ['check', 'limber-beit', *weights],
     }
 
 
@@ -155,14 +156,15 @@ def run(command, env):
 
 
 LOAD = """
-import sys, time, torch
-from mmneurons.pairs import *
+import json, sys, torch
+from mmneurons.encoders import encoder_spec
+from mmneurons.pairs import PRESETS, load_lm, plan
 from transformers import AutoModelForCausalLM
-way, dtype, projection = sys.argv[1], getattr(torch, sys.argv[2]), sys.argv[3]
+way, dtype = sys.argv[1], getattr(torch, sys.argv[2])
 config = PRESETS['limber-beit']
 needs = plan(config, encoder_spec(config.encoder), dtype).needs
 if way == 'nothing':
-    print(json.dumps({k: v for k, v in needs.items()}))
+    print(json.dumps(needs.to_dict()))
 elif way == 'here':
     lm, _ = load_lm(config, dtype, 'cpu')
 else:
@@ -173,16 +175,15 @@ if way != 'nothing':
 """
 
 
-def loading(home, env, dtypes=('float16', 'bfloat16', 'float32')):
+def loading(env, dtypes=('float16', 'bfloat16', 'float32')):
     "Peak memory of loading the language model alone, beyond a process that only plans it, in units of its weights"
     rows = []
     for dtype in dtypes:
-        base = run([sys.executable, '-c', LOAD, 'nothing', dtype, home / 'proj.ckpt'], env)
+        base = run([sys.executable, '-c', LOAD, 'nothing', dtype], env)
+        assert base[2] == 0, base[3]
         weights = json.loads(base[3][-1])['language model']
         for way in ('here', 'transformers'):
-            seconds, peak, status, lines = run(
-                [sys.executable, '-c', LOAD, way, dtype, home / 'proj.ckpt'], env
-            )
+            seconds, peak, status, lines = run([sys.executable, '-c', LOAD, way, dtype], env)
             assert status == 0, lines
             rows.append((dtype, way, seconds, weights / 1e9, (peak - base[1]) / 1e9))
     table = pd.DataFrame(rows, columns=['dtype', 'way', 'seconds', 'weights, GB', 'peak, GB'])
@@ -236,7 +237,7 @@ def main(argv=None):
     env = os.environ | dict(HF_HOME=str(home), HF_HUB_OFFLINE='1')
     env.pop('MMNEURONS_CACHE', None)
     if args.size == 'loading':
-        print(loading(home, env).round(2).to_string(index=False))
+        print(loading(env).round(2).to_string(index=False))
         return 0
     images = [files('mmneurons') / 'assets' / 'gallery' / 'dog.jpg']
     rows, lm = [], next(home.glob('hub/models--EleutherAI*/snapshots/*/config.json'))
@@ -255,7 +256,7 @@ def main(argv=None):
             print('   ' + '\n   '.join(lines[-12:]), flush=True)
         if name == 'sweep' and not status:
             print(json.dumps(share_of_rate(home, json.loads(lm.read_text()), args)), flush=True)
-    return max(status for *_, status in rows)
+    return int(any(status != (name == 'check') for name, *_, status in rows))
 
 
 if __name__ == '__main__':

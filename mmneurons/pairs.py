@@ -467,13 +467,12 @@ def load_lm(
             f'{config.lm} does not hold the whole language model: {missing[0]} '
             f'and {len(missing) - 1} more are missing'
         )
-    lm.requires_grad_(False)
     lm.generation_config = only_special_tokens(folder)
     tokenizer = AutoTokenizer.from_pretrained(config.tokenizer or folder)
     if config.image_token:
         tokenizer.add_special_tokens(dict(cls_token=config.image_token))
         lm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    return lm, tokenizer
+    return lm.eval().requires_grad_(False), tokenizer  # a resized table is a new module
 
 # %% ../nbs/007_pairs.ipynb #cb7a1d77
 CARD = """---
