@@ -16,17 +16,17 @@ from mmneurons.attribution import attribute, top_neurons
 from mmneurons.data import corpus
 from mmneurons.studies.hearing import (
     WINDOW,
-    with_article,
-    best_neurons,
-    time_course,
     audio_model,
+    best_neurons,
     is_loud,
-    window,
+    mean_scores,
     read_sound,
     shared_neurons,
     sounds,
     spectrogram,
-    mean_scores,
+    time_course,
+    window,
+    with_article,
 )
 from mmneurons.neurons import random_neurons
 from mmneurons.model import MultimodalLM

@@ -34,8 +34,14 @@ from mmneurons.ablation import ablation_curve, against_original, paper_arms, pap
 from mmneurons.activations import Baseline, patch_activations, unit_activations
 from mmneurons.attribution import Attribution, attribute, attribute_words, top_neurons
 from mmneurons.data import Example, corpus, gallery
-from mmneurons.decoding import decode, decode_all, decode_prompt, embedding_spread
-from mmneurons.decoding import random_vectors, token_lists
+from mmneurons.decoding import (
+    decode,
+    decode_all,
+    decode_prompt,
+    embedding_spread,
+    random_vectors,
+    token_lists,
+)
 from mmneurons.hooks import hook_neurons
 from mmneurons.images import open_image
 from mmneurons.model import MultimodalLM
@@ -44,11 +50,27 @@ from mmneurons.overlaps import control_maps, overlap
 from mmneurons.receptive_fields import to_pixels
 from mmneurons.stats import interval, roc_auc
 from mmneurons.studies.agreement import bert_scores, best_of, load_bert, minilm
-from mmneurons.studies.beyond import RANKINGS, dissociation, form_shares, label_test, masked_mean
-from mmneurons.studies.beyond import own_text_auc, same_and_other, shared_fractions
-from mmneurons.studies.beyond import specific_neurons, text_activations, words_in, written_word
-from mmneurons.studies.fidelity import ESTIMATES, fidelity, patch_effects, rank_correlations
-from mmneurons.studies.fidelity import sample_neurons
+from mmneurons.studies.beyond import (
+    RANKINGS,
+    dissociation,
+    form_shares,
+    label_test,
+    masked_mean,
+    own_text_auc,
+    same_and_other,
+    shared_fractions,
+    specific_neurons,
+    text_activations,
+    words_in,
+    written_word,
+)
+from mmneurons.studies.fidelity import (
+    ESTIMATES,
+    fidelity,
+    patch_effects,
+    rank_correlations,
+    sample_neurons,
+)
 from mmneurons.studies.lenses import jacobian_lens, load_lens, own_text, save_lens, tuned_lens
 from mmneurons.studies.selectivity import class_means, class_neurons
 from mmneurons.studies.steering import steering_curve, transplant_curve
