@@ -48,8 +48,9 @@ def write_checkpoint(file, make, seed):
         for name, fake in places.items():
             if not fake.is_floating_point():
                 content = torch.ones(fake.shape, dtype=fake.dtype)
-            elif fake.ndim < 2:  # norms are ones, biases zeros
-                content = torch.full(fake.shape, float('weight' in name), dtype=fake.dtype)
+            elif fake.ndim < 2:  # biases are zeros, norms and layer scales are not
+                value = float(not name.endswith('bias'))
+                content = torch.full(fake.shape, value, dtype=fake.dtype)
             else:
                 content = torch.empty(fake.shape).normal_(std=0.02, generator=draw).to(fake.dtype)
             f.seek(fake.untyped_storage()._checkpoint_offset)

@@ -297,7 +297,10 @@ class Encoder(nn.Module):
         if spec.file and weights:
             self.load(wheel_file(spec.file, spec.requirement))
         self.eval().requires_grad_(False)
-        patches = self.features(torch.zeros(1, 3, *self.spec.image_size))
+        with torch.device(
+            'cpu'
+        ):  # on 'meta' too: what a network's code keeps of its own stays real
+            patches = self.features(torch.zeros(1, 3, *self.spec.image_size))
         self.grid, self.d_image = tuple(patches.shape[1:3]), patches.shape[3]
 
     def load(self, file):  # path of a state dict
