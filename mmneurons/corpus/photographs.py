@@ -9,8 +9,7 @@ __all__ = ['PHOTOGRAPHS', 'read_rcc', 'read_credits', 'photographs']
 import io, re, struct, zlib
 from pathlib import Path
 
-from .cutouts import Package, read_table
-from ..weights import fetch
+from .cutouts import Package, fetch_package, read_table
 from ..data import Example, Reader
 from ..images import open_image
 
@@ -103,7 +102,10 @@ def photographs(
     kind: str | None = None,  # one of the kinds in photographs.csv; None for all
 ) -> Reader:  # its rows name noun, kind, author, source and licence
     "Labelled photographs for testing: none of them was trained on"
-    root, rows = fetch(PHOTOGRAPHS, folder) / PHOTOGRAPHS.folder, read_table('photographs.csv')
+    root, rows = (
+        fetch_package(PHOTOGRAPHS, folder) / PHOTOGRAPHS.folder,
+        read_table('photographs.csv'),
+    )
     kinds = dict.fromkeys(r['kind'] for r in rows)
     if kind and kind not in kinds:
         raise ValueError(f'no photographs of kind {kind!r}; there are: {", ".join(kinds)}')
