@@ -8,6 +8,7 @@ __all__ = ['parts', 'counted', 'leaders', 'best_images', 'categories', 'heats', 
 
 # %% ../nbs/09a_atlas.ipynb #0c5c7fd0
 import json
+from collections.abc import Iterator
 from functools import reduce
 from pathlib import Path
 
@@ -27,12 +28,12 @@ def parts(
     run,  # folder
     name: str,  # of a table
     columns=None,  # which; default: all
-):  # yields DataFrames
+) -> Iterator[pd.DataFrame]:
     "One block of a table after another"
     for file in sorted((Path(run) / name).glob('[!.]*.parquet')):
         yield pq.read_table(file, columns=columns, use_threads=False).to_pandas()
 
-
+# %% ../nbs/09a_atlas.ipynb #2734f744
 def counted(
     frames,  # DataFrames
     by: list,  # columns
@@ -92,7 +93,7 @@ def best_images(
         ]
     return found[0].reset_index(drop=True)
 
-
+# %% ../nbs/09a_atlas.ipynb #040b8d98
 def categories(
     run,  # folder
     chosen: pd.DataFrame,  # layer, unit, sign
@@ -161,7 +162,7 @@ def atlas_data(
         best=shots,
     )
 
-
+# %% ../nbs/09a_atlas.ipynb #72983f95
 def write_images(
     run,  # folder
     best: pd.DataFrame,  # from `best_images`
@@ -192,7 +193,7 @@ def atlas_page(
         hash=hashed(env, 'atlas.js'),
     )
 
-
+# %% ../nbs/09a_atlas.ipynb #c30a7a9b
 def run_neurons(
     run,  # folder
     chosen: pd.DataFrame,  # from `leaders`
@@ -207,7 +208,7 @@ def run_neurons(
         found.append(atlas_data(neuron, page, of[key], nouns[key], maps))
     return found
 
-
+# %% ../nbs/09a_atlas.ipynb #e0503e3c
 def atlas(
     run,  # folder of a run of `mmneurons sweep`
     out=None,  # folder to write; default: atlas, in the run's folder

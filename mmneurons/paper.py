@@ -16,7 +16,7 @@ import base64
 import html
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
@@ -767,7 +767,7 @@ EXHIBITS = [
 # %% ../nbs/06a_paper.ipynb #c097638f
 def exhibits(
     run: Run,  # any
-):  # yields Exhibit
+) -> Iterator[Exhibit]:
     "Every exhibit of the paper, in the order of its list"
     for make in EXHIBITS:
         yield exhibit(run, make)

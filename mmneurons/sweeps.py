@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -151,9 +152,7 @@ class SweepConfig:
     block: int = 16  # images a file
     reference: int = 64  # first images of the data set, over which the run's own baseline is taken
     watch: int = 20  # neurons that are watched for each of the ten most frequent nouns
-    pool: int = (
-        64  # random neurons of each layer that are decoded too, to compare with; 0: every neuron
-    )
+    pool: int = 64  # random neurons of each layer that are decoded too; 0: all
     seed: int = 0  # of all random neurons
     bert: str = ''  # encoder for BERTScore: a name on the hub, a folder, or minilm
     thumbnail: int = 128  # pixels of the longer side of the small copies for figures; 0: none
@@ -193,7 +192,7 @@ def check_config(
 # %% ../nbs/06_sweep.ipynb #ac5a0f12
 FORMAT = 2
 
-
+# %% ../nbs/06_sweep.ipynb #b7648b29
 def refuse_old_run(
     folder,  # of a run, or of none yet
 ):
@@ -227,7 +226,7 @@ def describe_model(
         torch=torch.__version__,
     )
 
-
+# %% ../nbs/06_sweep.ipynb #8e0e722a
 def signs_of(
     mm: MultimodalLM,  # the model
     config: SweepConfig,  # of the run
@@ -291,7 +290,7 @@ class Sweep(RunFolder):
         return embedding_spread(self.mm)
 
     @cached_property
-    def bert(self):
+    def bert(self) -> Any:
         "A BERTScore scorer; None where no encoder was named"
         return bert_scorer(self.config.bert)
 
@@ -342,7 +341,7 @@ def indices(
     "The images of a block that have been attributed"
     return self.read('images', block)['index'].tolist()
 
-
+# %% ../nbs/06_sweep.ipynb #897d494c
 @patch
 def one_by_one(
     self: Sweep,
@@ -364,14 +363,14 @@ def baseline_file(self: Sweep) -> Path:
     "Where the run's baseline is kept"
     return self.folder / 'baseline.safetensors'
 
-
+# %% ../nbs/06_sweep.ipynb #aaf76dd2
 @patch
 def needs_baseline(self: Sweep) -> bool:
     "Whether a task of this run reads it"
     tasks, config = self.config.tasks, self.config
     return config.score == 'contrast' or 'masks' in tasks or config.value == 'mean'
 
-
+# %% ../nbs/06_sweep.ipynb #f5904e6c
 @patch
 def make_baseline(self: Sweep):
     "Measure the baseline and save it, unless that has been done"
@@ -508,7 +507,7 @@ def marked(
     found[neurons.layer, neurons.unit, (neurons.sign > 0).astype(int)] = True
     return found
 
-
+# %% ../nbs/06_sweep.ipynb #70b309e4
 @patch
 def ranked(self: Sweep) -> np.ndarray:  # as of `marked`
     "Which neurons are among any image's highest-scoring ones"
@@ -580,7 +579,7 @@ def most_counted(
     columns = dict(layer=layer, unit=unit, sign=2 * up - 1, images=counts.ravel()[best])
     return pd.DataFrame(dict(noun=noun, **columns)).query('images > 0')
 
-
+# %% ../nbs/06_sweep.ipynb #2b9e7a32
 @patch
 def watch(
     self: Sweep,
@@ -633,7 +632,7 @@ def split_rows(
     "The rows of each table"
     return dict(zip(tables, values.split([len(t) for t in tables.values()])))
 
-
+# %% ../nbs/06_sweep.ipynb #a964978a
 @patch
 def mask_tables(
     self: Sweep,
@@ -706,7 +705,7 @@ def ablated_values(
     self: Sweep,
     ex: Example,  # the image
     failed: Callable,  # as in `opened`
-):  # as `value` of `ablate`; None where the other image cannot be had
+) -> Any:  # as `value` of `ablate`; None where the other image cannot be had
     "What this image's ablated activations are set to"
     if self.config.value != 'resample':
         return 'zero' if self.config.value == 'zero' else self.baseline.mean
@@ -791,7 +790,7 @@ def ablate_block(
 # %% ../nbs/06_sweep.ipynb #4d89d294
 def bert_scorer(
     encoder: str,  # a name on the hub, a folder, or minilm; '': none
-):  # None where no encoder was named
+) -> Any:  # None where no encoder was named
     "What scores texts against captions"
     if not encoder:
         return None
@@ -842,7 +841,7 @@ def measures_of(
         )
     return found
 
-
+# %% ../nbs/06_sweep.ipynb #192f4390
 def related_scores(
     lists: list,  # of tokens
     ex: Example,  # an image with nouns
@@ -940,7 +939,7 @@ def do_task(
     work = getattr(self, f'{task}_block')
     return self.run(task, work, len(self.data), self.config.block)
 
-
+# %% ../nbs/06_sweep.ipynb #4bf7ddbc
 def sweep(
     mm: MultimodalLM,  # the model
     data,  # a `Reader`, such as `open_data` gives

@@ -530,10 +530,7 @@ TO_BE_REWRITTEN = {
     '03_decoding.ipynb',
     '04_receptive_fields.ipynb',
     '05_ablation.ipynb',
-    '06_sweep.ipynb',
-    '06a_paper.ipynb',
     '09_report.ipynb',
-    '09a_atlas.ipynb',
     '09b_manual.ipynb',
     '10_cli.ipynb',
     '11_extending.ipynb',
@@ -543,7 +540,6 @@ TO_BE_REWRITTEN = {
     'CHANGELOG.md',
     'CITATION.cff',
     'settings.ini',
-    'atlas.html.j2',
     'look.html.j2',
 }
 

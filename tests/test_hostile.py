@@ -256,13 +256,16 @@ def test_the_atlas_stays_clean(tmp_path):
     import pandas as pd, shutil
     from mmneurons.atlas import atlas
     from mmneurons.runs import as_parquet
+    from mmneurons.sweeps import SCHEMAS
 
     run, nasty = tmp_path / 'run', NASTY + '" onerror="alert(1)" </style></script><!-- -->'
     shutil.copytree(Path(__file__).parents[1] / 'nbs' / 'data' / 'run-held-out', run)
     for table, columns in dict(images=['caption', 'noun'], decoding=['token']).items():
         for file in (run / table).glob('*.parquet'):
             file.write_bytes(
-                as_parquet(pd.read_parquet(file).assign(**{c: nasty for c in columns}), table)
+                as_parquet(
+                    pd.read_parquet(file).assign(**{c: nasty for c in columns}), SCHEMAS[table]
+                )
             )
     index = atlas(run, tmp_path / 'atlas', n=50)
     for page in index.parent.glob('*.html'):
@@ -273,4 +276,4 @@ def test_the_atlas_stays_clean(tmp_path):
             and '<!-- -->' not in text
             and text.count('</style') == 1
         )
-    assert all(f.stem.isdecimal() for f in (index.parent / 'pictures').iterdir())
+    assert all(f.stem.isdecimal() for f in (index.parent / 'images').iterdir())

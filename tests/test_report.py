@@ -150,7 +150,7 @@ def test_the_atlas_sorts_finds_and_opens(browser, tmp_path):
     page.on('console', lambda m: said.append(m.text))
     page.on('request', lambda r: fetched.append(r.url))
     page.goto(index.as_uri())
-    for at, name in ((1, 'layer'), (3, 'words'), (4, 'category')):
+    for at, name in ((1, 'layer'), (3, 'tokens'), (4, 'category')):
         button = page.get_by_role('button', name=name)
         for order in ('ascending', 'descending'):
             button.focus(), page.keyboard.press('Enter')
@@ -164,7 +164,7 @@ def test_the_atlas_sorts_finds_and_opens(browser, tmp_path):
                 ]
                 assert layers == sorted(layers, reverse=order == 'descending')
     find, visible = page.get_by_role('searchbox', name='Find'), page.locator('tbody tr:visible')
-    find.fill('photographs')  # not among the five words of the row
+    find.fill('photographs')  # not among the five tokens of the row
     assert (
         visible.count() == 1
         and page.locator('output').inner_text() == '1 neuron'
