@@ -16,16 +16,7 @@ from PIL import Image, ImageEnhance
 from tqdm.auto import tqdm
 
 from ..images import open_image
-from mmneurons.corpus.cutouts import (
-    ARTISTS,
-    CIFAR,
-    PACKAGES,
-    cutouts,
-    fetch_package,
-    open_cutout,
-    read_table,
-    split_of,
-)
+from .cutouts import ARTISTS, CIFAR, PACKAGES, cutouts, fetch_package, open_cutout, read_table, split_of
 
 # %% ../../nbs/00f_compose.ipynb #c1dfd96e
 SIDE = 288  # pixels: what the pocket model's encoder looks at
