@@ -16,7 +16,15 @@ from PIL import Image, ImageEnhance
 from tqdm.auto import tqdm
 
 from ..images import open_image
-from .cutouts import ARTISTS, CIFAR, PACKAGES, cutouts, open_cutout, read_table, split_of
+from mmneurons.corpus.cutouts import (
+    ARTISTS,
+    CIFAR,
+    PACKAGES,
+    cutouts,
+    open_cutout,
+    read_table,
+    split_of,
+)
 from ..weights import fetch
 
 # %% ../../nbs/00f_compose.ipynb #c1dfd96e
