@@ -16,15 +16,7 @@ from PIL import Image, ImageEnhance
 from tqdm.auto import tqdm
 
 from ..images import open_image
-from mmneurons.corpus.cutouts import (
-    ARTISTS,
-    CIFAR,
-    PACKAGES,
-    cutouts,
-    open_cutout,
-    read_table,
-    split_of,
-)
+from .cutouts import ARTISTS, CIFAR, PACKAGES, cutouts, open_cutout, read_table, split_of
 from ..weights import fetch
 
 # %% ../../nbs/00f_compose.ipynb #c1dfd96e
