@@ -543,10 +543,7 @@ TO_BE_REWRITTEN = {
     '11_extending.ipynb',
     '12_model_card.ipynb',
     'index.ipynb',
-    'CONTRIBUTING.md',
     'CHANGELOG.md',
-    'CITATION.cff',
-    'settings.ini',
     'atlas.html.j2',
     'look.html.j2',
 }
