@@ -536,10 +536,7 @@ TO_BE_REWRITTEN = {
     '11_extending.ipynb',
     '12_model_card.ipynb',
     'index.ipynb',
-    'CONTRIBUTING.md',
     'CHANGELOG.md',
-    'CITATION.cff',
-    'settings.ini',
     'look.html.j2',
 }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin
 import pytest, yaml
 from nbdev.frontmatter import _nbpath2html
-from colab import chapters, top
+from colab import begun, notebooks
 from mmneurons._modidx import d as modules
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -346,8 +346,8 @@ def test_each_page_stands_in_the_sidebar_once():
     )
 
 
-def test_each_chapter_begins_on_colab_alike():
-    wrong = [path.name for path, nb in chapters().items() if nb['cells'][1:3] != top(path.stem)]
+def test_each_notebook_begins_alike():
+    wrong = [path.name for path, nb in notebooks().items() if nb['cells'] != begun(path.stem, nb)]
     assert not wrong, f'python tests/colab.py: {wrong} differ from it'
 
 
