@@ -154,6 +154,7 @@ AUDIO_ENCODER = EncoderSpec(
     sha256=_VISION.sha256,
     requirement=_VISION.requirement,
     licence=_VISION.licence,
+    within=1,  # from the localisation test below
 )
 
 # %% ../../nbs/08_hearing.ipynb #aa80cba5
