@@ -12,11 +12,11 @@ this machine's rate in matrix products, and the share of it that the attribution
 The weights are random, so captions and neurons mean nothing; shapes, files, memory and time are those of the paper's pair.
 """
 
-import argparse, json, os, resource, shutil, subprocess, sys, time
+import argparse, json, os, shutil, subprocess, sys, time
 from importlib.resources import files
 from pathlib import Path
 
-import numpy as np, pandas as pd, torch
+import pandas as pd, torch
 from tokenizers import ByteLevelBPETokenizer
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, BeitConfig, BeitForMaskedImageModeling, GPTJConfig

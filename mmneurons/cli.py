@@ -19,7 +19,19 @@ from pathlib import Path
 from tqdm import tqdm
 
 from . import __version__
-from .manual import NOTEBOOKS, NOTEBOOKS_EXAMPLES, PAPER, PAPER_EXAMPLES, SWEEP, SWEEP_DATA, SWEEP_EXAMPLES, TRAIN, TRAIN_DATA, TRAIN_EXAMPLES, TRAIN_FILES
+from mmneurons.manual import (
+    NOTEBOOKS,
+    NOTEBOOKS_EXAMPLES,
+    PAPER,
+    PAPER_EXAMPLES,
+    SWEEP,
+    SWEEP_DATA,
+    SWEEP_EXAMPLES,
+    TRAIN,
+    TRAIN_DATA,
+    TRAIN_EXAMPLES,
+    TRAIN_FILES,
+)
 
 # %% ../nbs/10_cli.ipynb #902ba3cd
 def say(

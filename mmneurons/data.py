@@ -21,8 +21,26 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .images import SUFFIXES, ImageError, as_image, data_uri, is_image_file, open_image, opened, shrunk
-from .masks import Frame, coco_mask, is_in_stored_frame, laid_on, mask_files, read_masks, run_lengths, same_shape
+from mmneurons.images import (
+    SUFFIXES,
+    ImageError,
+    as_image,
+    data_uri,
+    is_image_file,
+    open_image,
+    opened,
+    shrunk,
+)
+from mmneurons.masks import (
+    Frame,
+    coco_mask,
+    is_in_stored_frame,
+    laid_on,
+    mask_files,
+    read_masks,
+    run_lengths,
+    same_shape,
+)
 from .runs import DataError, needs
 from .text import nouns
 

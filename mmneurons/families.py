@@ -19,7 +19,15 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from .hooks import attached, clamp_neurons, differentiable, hook_neurons, on_input, on_output, read_residual
+from mmneurons.hooks import (
+    attached,
+    clamp_neurons,
+    differentiable,
+    hook_neurons,
+    on_input,
+    on_output,
+    read_residual,
+)
 
 # %% ../nbs/005_families.ipynb #902ba3cd
 @dataclass(frozen=True)

@@ -29,7 +29,13 @@ from PIL import Image
 
 from . import __version__
 from .ablation import against_original, default_ks, image_curve, paper_arms
-from .activations import Baseline, fingerprint, neuron_activations, patch_activations, unit_activations
+from mmneurons.activations import (
+    Baseline,
+    fingerprint,
+    neuron_activations,
+    patch_activations,
+    unit_activations,
+)
 from .attribution import Attribution, attribute_all, top_neurons
 from .data import Example
 from .decoding import decode, decode_prompt, embedding_spread, random_vectors, token_lists
@@ -38,7 +44,18 @@ from .model import MultimodalLM, Seen
 from .neurons import KEY, matched, random_units
 from .overlaps import iou
 from .receptive_fields import field_mask, to_pixels
-from .runs import FAILURES, KEY_TYPES, DataError, RunFolder, as_table, data_fingerprint, in_halves, out_of_memory, read_parts, schema
+from mmneurons.runs import (
+    FAILURES,
+    KEY_TYPES,
+    DataError,
+    RunFolder,
+    as_table,
+    data_fingerprint,
+    in_halves,
+    out_of_memory,
+    read_parts,
+    schema,
+)
 from .text import first_noun
 from .wordnet import related_words
 

@@ -16,7 +16,16 @@ from PIL import Image, ImageEnhance
 from tqdm.auto import tqdm
 
 from ..images import open_image
-from .cutouts import ARTISTS, CIFAR, PACKAGES, cutouts, fetch_package, open_cutout, read_table, split_of
+from mmneurons.corpus.cutouts import (
+    ARTISTS,
+    CIFAR,
+    PACKAGES,
+    cutouts,
+    fetch_package,
+    open_cutout,
+    read_table,
+    split_of,
+)
 
 # %% ../../nbs/00f_compose.ipynb #c1dfd96e
 SIDE = 288  # pixels: what the pocket model's encoder looks at

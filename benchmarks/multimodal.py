@@ -1,10 +1,10 @@
 """The pocket model's catalogue of multimodal neurons, and what its chapter shows; stopped, it goes on where it was.
 
-    python benchmarks/catalogue.py find --corpus data/corpus      the catalogue over CIFAR-10 and over the corpus: the asset
-    python benchmarks/catalogue.py words --corpus data/corpus     whether the same neurons are active at the concept's words
-    python benchmarks/catalogue.py styles --corpus data/corpus    whether those of photographs fire for drawings and 3d images
-    python benchmarks/catalogue.py meaning --corpus data/corpus   whether an image's word is found among its active neurons
-    python benchmarks/catalogue.py all --corpus data/corpus       all of it, in this order
+    python benchmarks/multimodal.py find --corpus data/corpus      the catalogue over CIFAR-10 and over the corpus: the asset
+    python benchmarks/multimodal.py words --corpus data/corpus     whether the same neurons are active at the concept's words
+    python benchmarks/multimodal.py styles --corpus data/corpus    whether those of photographs fire for drawings and 3d images
+    python benchmarks/multimodal.py meaning --corpus data/corpus   whether an image's word is found among its active neurons
+    python benchmarks/multimodal.py all --corpus data/corpus       all of it, in this order
 
 The tables go to nbs/data (--out), what is large to data/catalogue (--work).
 """
@@ -16,7 +16,6 @@ import numpy as np, pandas as pd, torch
 from tqdm import tqdm
 
 from mmneurons.catalogue import (
-    PLACES,
     ActivationRun,
     Catalogue,
     Recording,
@@ -33,7 +32,7 @@ from mmneurons.data import Reader, corpus
 from mmneurons.hooks import hook_neurons
 from mmneurons.model import MultimodalLM
 from mmneurons.neurons import KEY, random_neurons
-from mmneurons.stats import interval, roc_auc
+from mmneurons.stats import roc_auc
 from mmneurons.studies.beyond import written_word
 from mmneurons.text import first_noun
 from mmneurons.wordnet import names_match, related_words
