@@ -113,12 +113,14 @@ class Baseline:
         "Measure it"
         refuse_open_hooks(mm)
         total, n = torch.zeros(mm.n_layers, mm.n_units, mm.n_patches), 0
-        squares = torch.zeros(mm.n_layers, mm.n_units, dtype=torch.double)
+        sums, squares = torch.zeros(2, mm.n_layers, mm.n_units, dtype=torch.double)
 
         def add(layer, acts):
             acts = acts[:, mm.image_positions].float()
             total[layer] += acts.sum(0).T.cpu()
-            squares[layer] += acts.mean(1).double().square().sum(0).cpu()
+            each = acts.mean(1).double()
+            sums[layer] += each.sum(0).cpu()
+            squares[layer] += each.square().sum(0).cpu()
 
         known = len(images) if hasattr(images, '__len__') else None
         bar = tqdm(total=known, desc='baseline', unit='image', leave=False, disable=None)
@@ -131,9 +133,8 @@ class Baseline:
         bar.close()
         if not n:
             raise ValueError('there are no images to take the mean over')
-        mean = total / n
-        variance = (squares / n - mean.double().mean(-1).square()).clamp(0) * n / max(1, n - 1)
-        return cls(mean, variance.sqrt().float(), n, source, fingerprint(mm))
+        variance = (squares / n - (sums / n).square()).clamp(0) * n / max(1, n - 1)
+        return cls(total / n, variance.sqrt().float(), n, source, fingerprint(mm))
 
     @classmethod
     def load(

@@ -98,8 +98,14 @@ def attached(
 def hooks_open(
     mm: nn.Module,  # any
 ) -> bool:
-    "Whether hooks read or change a forward pass of this model at the moment, ours or others"
-    return any(m._forward_hooks or m._forward_pre_hooks for m in mm.modules())
+    "Whether hooks, other than transformers' own, read or change this model's forward pass at the moment"
+    hooks = (
+        h
+        for m in mm.modules()
+        for d in (m._forward_hooks, m._forward_pre_hooks)
+        for h in d.values()
+    )
+    return any(not (h.__module__ or '').startswith('transformers') for h in hooks)
 
 # %% ../nbs/002_hooks.ipynb #e8eafc06
 def on_gradient(

@@ -135,7 +135,8 @@ def relation_of(
             f'No neuron was found that means {attribution.target!r} and is unusually active here.'
         )
     ranks = attribution.scores.flatten().argsort(descending=True).argsort()
-    ranks = ranks.reshape(attribution.scores.shape)[means.layer.to_numpy(), means.unit.to_numpy()]
+    at = means.layer.tolist(), means.unit.tolist()
+    ranks = ranks.reshape(attribution.scores.shape)[at]
     both, best = int((ranks < n).sum()), int(ranks.min()) + 1
     return (
         f'{both} of the {len(means)} neurons that mean {attribution.target!r} '

@@ -130,7 +130,7 @@ def test_a_planted_neuron_is_found_and_what_promotes_another_word_is_not(tmp_pat
     assert rows.tokens.iloc[0][0] == 'dog' and rows.z.iloc[0] > PROMOTES
     assert np.isfinite(rows[['score', 'effect', 'effect_other']]).all(axis=None)
 
-    shown = data['dog0'].image
+    shown = data[rows.images.iloc[0][0]].image  # where the neuron is most active
     for catalogue in (found, None):
         meant = meaning_neurons(mm, shown, 'dog', catalogue, k=50)
         assert ((meant.layer == 1) & (meant.unit == unit) & (meant.sign == sign)).any()
