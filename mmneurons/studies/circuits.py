@@ -74,7 +74,9 @@ def gradients_of(
     mm: MultimodalLM,  # the model
     seen: Seen,  # the image
     neuron,  # as in `place_of`
-) -> tuple[dict, dict, torch.Tensor]:  # {layer: (values, gradients)} of neurons and of heads; the pre-activation
+) -> tuple[
+    dict, dict, torch.Tensor
+]:  # {layer: (values, gradients)} of neurons and of heads; the pre-activation
     "The neuron's pre-activation, and its gradient for every earlier neuron and head"
     layer, unit, at, _ = place_of(mm, neuron)
     acts: dict[int, torch.Tensor] = {}
@@ -232,7 +234,9 @@ def draw_circuit(
         draw_edge(ax, at[e.kind, e.layer, e.unit], at['neuron', e.to_layer, e.to_unit], e.score)
     for (kind, layer, unit), place in at.items():
         shape = 's' if kind == 'head' else 'o'
-        ax.scatter([place[0]], [place[1]], s=110, marker=shape, color='white', ec='#333333', zorder=2)
+        ax.scatter(
+            [place[0]], [place[1]], s=110, marker=shape, color='white', ec='#333333', zorder=2
+        )
         label = (labels or {}).get((layer, unit), '')
         name = f'head {unit}' if kind == 'head' else f'u{unit} {label}'
         ax.annotate(name, place, (8, -4), textcoords='offset points', va='top', fontsize=9.5)
