@@ -43,7 +43,9 @@ class MultimodalLM(NeuronLM):
         super().__init__(lm)
         self.encoder, self.tokenizer, self.config = encoder, tokenizer, config
         self.d_model, self.d_image = lm.get_input_embeddings().weight.shape[1], encoder.d_image
-        device = next(encoder.parameters()).device  # and float32, whatever the caller's defaults are
+        device = next(
+            encoder.parameters()
+        ).device  # and float32, whatever the caller's defaults are
         projection = nn.Linear(self.d_image, self.d_model, device=device, dtype=torch.float32)
         self.projection = projection.requires_grad_(False)
         self.grid, self.n_patches = encoder.grid, encoder.grid[0] * encoder.grid[1]
