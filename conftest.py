@@ -48,6 +48,14 @@ def pytest_configure(config):
     os.environ['MPLBACKEND'] = 'agg'
 
 
+def pytest_collection_modifyitems(config, items):
+    "A rule that a room does not meet yet stands in tests/not_yet.txt: it must fail there, and is taken off once it is met"
+    listed = (ROOT / 'tests' / 'not_yet.txt').read_text('utf-8').splitlines()
+    for item in items:
+        if item.nodeid in listed:
+            item.add_marker(pytest.mark.xfail(strict=True, reason='listed in tests/not_yet.txt'))
+
+
 def pytest_collect_file(file_path, parent):
     hidden = any(part[0] in '_.' for part in file_path.relative_to(parent.config.rootpath).parts)
     if file_path.suffix == '.ipynb' and not hidden:

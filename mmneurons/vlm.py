@@ -293,8 +293,9 @@ def tiny_vlm(
     seed: int = 0,  # of all weights
 ):  # model, processor, prompt, image size
     "A multimodal model of two layers with random weights, and what `VlmEye` takes beside it"
-    torch.manual_seed(seed)
-    model, *rest = dict(llava=_llava, qwen2_vl=_qwen2_vl, paligemma=_paligemma)[kind]()
-    for p in model.parameters():
-        nn.init.normal_(p, std=0.1)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model, *rest = dict(llava=_llava, qwen2_vl=_qwen2_vl, paligemma=_paligemma)[kind]()
+        for p in model.parameters():
+            nn.init.normal_(p, std=0.1)
     return model.eval(), *rest

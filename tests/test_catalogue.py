@@ -16,6 +16,7 @@ from mmneurons.catalogue import (
     firing,
     image_activations,
     meaning_neurons,
+    usual_activations,
     vocabulary_moments,
     with_sign,
     word_scores,
@@ -131,11 +132,12 @@ def test_a_planted_neuron_is_found_and_what_promotes_another_word_is_not(tmp_pat
     assert np.isfinite(rows[['score', 'effect', 'effect_other']]).all(axis=None)
 
     shown = data[rows.images.iloc[0][0]].image  # where the neuron is most active
+    usual = usual_activations(mm, [ex.image for ex in data])
     for catalogue in (found, None):
-        meant = meaning_neurons(mm, shown, 'dog', catalogue, k=50)
+        meant = meaning_neurons(mm, shown, 'dog', catalogue, 50, usual)
         assert ((meant.layer == 1) & (meant.unit == unit) & (meant.sign == sign)).any()
         assert not len(
-            meaning_neurons(mm, data['cat1'].image, 'dog', catalogue).query(
+            meaning_neurons(mm, data['cat1'].image, 'dog', catalogue, usual=usual).query(
                 'layer == 1 and unit == @unit'
             )
         )
