@@ -21,7 +21,7 @@ from .neurons import KEY, neuron_name
 from .images import data_uri
 from .runs import write_atomic
 from .report import hashed, heat_layer, show_token, templates
-from .corpus.cutouts import read_table
+from .sweeps import read_table
 
 # %% ../nbs/09a_atlas.ipynb #d23f0824
 def parts(

@@ -172,7 +172,7 @@ def printed(
 ) -> str:  # without a line break at the end
     "What standard output gets for one image"
     from mmneurons.report import as_dict
-    from mmneurons.check import as_text
+    from mmneurons.report import as_text
 
     if as_json:
         return json.dumps(as_dict(found) | dict(page=page and str(page)))

@@ -34,7 +34,7 @@ from .neurons import KEY, neuron_name
 from .receptive_fields import drawable, overlay, to_pixels
 from .stats import interval, ks
 from .sweeps import SCHEMAS, chosen_half
-from .corpus.cutouts import read_table
+from .sweeps import read_table
 
 # %% ../nbs/06a_paper.ipynb #902ba3cd
 class Run:

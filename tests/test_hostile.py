@@ -224,7 +224,7 @@ def test_the_report_stays_clean(tmp_path):
     "A tiny model looks at two pictures of a nasty name, and says something nasty"
     from dataclasses import replace
     from mmneurons.model import tiny_model
-    from mmneurons.check import as_text
+    from mmneurons.report import as_text
     from mmneurons.report import elsewhere, html_page, look
 
     mm, nasty = (

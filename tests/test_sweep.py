@@ -11,7 +11,7 @@ from mmneurons.model import tiny_model
 from mmneurons.runs import RepeatedFault
 from mmneurons.activations import Baseline
 from mmneurons.sweeps import SCHEMAS, TASKS, SweepConfig, sweep
-from mmneurons.corpus.cutouts import read_table
+from mmneurons.sweeps import read_table
 from test_train import fresh, pictures
 
 CFG = SweepConfig(tasks=TASKS, k=8, ks=(0, 4), block=2, reference=4, pool=16, watch=3)
