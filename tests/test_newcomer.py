@@ -105,10 +105,10 @@ def test_the_first_command_of_the_readme(newcomer, clone):
 
 def test_the_lines_of_the_readme_typed_and_a_mistake(newcomer, tmp_path):
     env, _ = newcomer
-    typed = block('python', 'from_pretrained') + "\n\nMultimodalLM.from_pretrained('pokcet')\n"
+    typed = block('python', 'from_pretrained') + "\n\nmn.MultimodalLM.from_pretrained('pokcet')\n"
     done = run('python -i -q', tmp_path, env, input=typed)
     assert (
-        'words' in done.stdout
+        'token' in done.stdout
         and 'array([[[' in done.stdout
         and re.search(r"(?m)^'.+'$", done.stdout)
     ), done.stdout + done.stderr
