@@ -245,7 +245,8 @@ def block_lines(
     if name == 'carried':
         lines = [f'  What carried "{word}"']
         numbers = [
-            f'score {row.score:.2f} at patch {int(row.row)},{int(row.column)}' for row in rows.itertuples()
+            f'score {row.score:.2f} at patch {int(row.row)},{int(row.column)}'
+            for row in rows.itertuples()
         ]
     else:
         where = 'in the catalogue' if look.about['catalogued'] else 'by their output vectors'
