@@ -15,14 +15,11 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pandas as pd, psutil, pyarrow as pa, pyarrow.parquet as pq
 from fastcore.basics import chunked
 from tqdm.auto import tqdm
-
-if TYPE_CHECKING:
-    from accelerate import PartialState
 
 # %% ../nbs/000_runs.ipynb #5e1f0a02
 def needs(
@@ -70,7 +67,7 @@ def write_atomic(
 # %% ../nbs/000_runs.ipynb #91f7b569
 def processes(
     device=None,  # where the model is or will be
-) -> 'PartialState':  # num_processes, process_index, is_main_process, wait_for_everyone()
+) -> Any:  # accelerate's PartialState: num_processes, process_index, is_main_process, wait_for_everyone()
     "The processes that work together; a process on its own is the main one of one"
     import torch
     from accelerate import PartialState
