@@ -99,7 +99,7 @@ def test_the_first_command_of_the_readme(newcomer, clone):
     assert (
         report.lstrip().lower().startswith('<!doctype html>')
         and '<h1' in report
-        and said.strip('“ ”') in report
+        and re.search('“(.+?)”', said)[1] in report
     )
 
 
