@@ -233,7 +233,6 @@ def captioned(
 
 # %% ../nbs/00_model.ipynb #c0a11eb6
 @patch
-@torch.no_grad()
 def see_all(
     self: MultimodalLM,
     images: Iterable,  # images (see `as_image`) or `Seen`s, any number of them
@@ -245,16 +244,18 @@ def see_all(
     each = repeat(captions) if isinstance(captions, bool) else captions
     rows = zip(images, each, repeat('') if image_ids is None else image_ids)
     while part := list(islice(rows, batch_size)):
-        new = [as_image(image) for image, *_ in part if not isinstance(image, Seen)]
-        patches = iter(self.patches(new) if new else [])
-        seen, fresh = [], iter(new)
-        for image, _, name in part:
-            if isinstance(image, Seen):
-                seen.append(replace(image, image_id=name) if name else image)
-            else:
-                p = next(patches)
-                seen.append(Seen(next(fresh), p, self.project(p)[None], image_id=name))
-        yield from self.captioned(seen, [caption for _, caption, _ in part])
+        with torch.no_grad():
+            new = [as_image(image) for image, *_ in part if not isinstance(image, Seen)]
+            patches = iter(self.patches(new) if new else [])
+            seen, fresh = [], iter(new)
+            for image, _, name in part:
+                if isinstance(image, Seen):
+                    seen.append(replace(image, image_id=name) if name else image)
+                else:
+                    p = next(patches)
+                    seen.append(Seen(next(fresh), p, self.project(p)[None], image_id=name))
+            seen = self.captioned(seen, [caption for _, caption, _ in part])
+        yield from seen
 
 # %% ../nbs/00_model.ipynb #c0a11eb7
 @patch

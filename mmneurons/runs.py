@@ -67,7 +67,9 @@ def write_atomic(
 # %% ../nbs/000_runs.ipynb #91f7b569
 def processes(
     device=None,  # where the model is or will be
-) -> Any:  # accelerate's PartialState: num_processes, process_index, is_main_process, wait_for_everyone()
+) -> (
+    Any
+):  # accelerate's PartialState: num_processes, process_index, is_main_process, wait_for_everyone()
     "The processes that work together; a process on its own is the main one of one"
     import torch
     from accelerate import PartialState
