@@ -233,7 +233,7 @@ def test_the_baseline_is_measured_once_and_read_again(tmp_path):
     kept = Baseline.load(file := tmp_path / 'run' / 'baseline.safetensors')
     fresh = Baseline.over(mm, [ex.image for ex in data[:4]])
     assert kept.n == 4 and torch.equal(kept.mean, fresh.mean)
-    Baseline(torch.zeros_like(kept.mean), 4, 'planted', kept.pair).save(file)
+    Baseline(0 * kept.mean, kept.spread, 4, 'planted', kept.pair).save(file)
     for table in ('neurons', 'failures'):
         [part.unlink() for part in (tmp_path / 'run' / table).glob('*')]
     before = read_table(tmp_path / 'run', 'images')
