@@ -170,12 +170,13 @@ def look(
     image_id: str = '',  # name of the image
     baseline: Baseline | None = None,  # what neurons usually do; None: over the gallery
     catalogue: Catalogue
-    | None = None,  # of multimodal neurons; None: the one that ships with the pair, if any
+    | None = None,  # None: the one that ships with the pair, if it has the word
 ) -> Look:
     "Caption an image; find the neurons that carried one word and those that mean it; ablate, decode and locate them"
     seen, baseline = mm.see(image, True, image_id), as_baseline(mm, baseline)
-    catalogue = own_catalogue(mm) if catalogue is None else catalogue
     a = attribute(mm, seen, target, baseline=baseline)
+    catalogue = own_catalogue(mm) if catalogue is None else catalogue
+    catalogue = catalogue if catalogue and catalogue.covers(a.target) else None
     other = attribute(mm, seen, other_noun(a.target), baseline=baseline)
     carried = described(mm, top_neurons(a, k)).assign(block='carried')
     means = described(mm, found_meaning(mm, seen, a.target, catalogue, k, baseline)).assign(
