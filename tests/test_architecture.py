@@ -535,7 +535,6 @@ TO_BE_REWRITTEN = {
     '10_cli.ipynb',
     '11_extending.ipynb',
     '12_model_card.ipynb',
-    'index.ipynb',
     'CHANGELOG.md',
     'look.html.j2',
 }
