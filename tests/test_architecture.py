@@ -527,8 +527,6 @@ TO_BE_REWRITTEN = {
     '00f_compose.ipynb',
     '01_train_projection.ipynb',
     '02_attribution.ipynb',
-    '03_decoding.ipynb',
-    '04_receptive_fields.ipynb',
     '05_ablation.ipynb',
     '09_report.ipynb',
     '09b_manual.ipynb',
