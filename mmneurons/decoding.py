@@ -32,7 +32,7 @@ def unembed(
     vectors,  # (n, d_model), directions in the residual stream
     norm: str = 'gain',  # 'gain', 'full' or 'none': how much of the final norm
 ) -> torch.Tensor:  # logits (n, vocab)
-    "The logits of directions, taken as if each were the final state"
+    "The logits of directions, as if each were the final residual stream"
     if norm not in ('gain', 'full', 'none'):
         raise ValueError(f"norm is 'gain', 'full' or 'none', not {norm!r}")
     if norm == 'gain':

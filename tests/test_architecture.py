@@ -528,12 +528,9 @@ TO_BE_REWRITTEN = {
     '01_train_projection.ipynb',
     '02_attribution.ipynb',
     '05_ablation.ipynb',
-    '09_report.ipynb',
     '09b_manual.ipynb',
     '10_cli.ipynb',
     '11_extending.ipynb',
-    '12_model_card.ipynb',
-    'CHANGELOG.md',
     'look.html.j2',
 }
 
