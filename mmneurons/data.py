@@ -728,8 +728,7 @@ def _each_once(rows, where):
 # %% ../nbs/00c_data.ipynb #4d89d294
 def _hf_split(data, split):
     "One data set with places, of whatever the library or the Hub gave"
-    import datasets
-
+    datasets = needs('datasets', 'train', 'a data set of Hugging Face')
     if isinstance(data, (str, Path)):
         folder = Path(data).is_dir()
         data = datasets.load_from_disk(data) if folder else datasets.load_dataset(data, split=split)
