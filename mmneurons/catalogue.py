@@ -6,11 +6,11 @@
 __all__ = ['PLACES', 'FIRES', 'PROMOTES', 'UNUSUAL', 'image_activations', 'named_concepts', 'ActivationRun', 'concept_words',
            'vocabulary_moments', 'word_scores', 'concept_scores', 'firing', 'with_sign', 'Catalogue', 'Evidence',
            'in_second_half', 'usable_concepts', 'Recording', 'collect', 'best_words', 'with_usual', 'with_tokens',
-           'article', 'ablation_effects', 'with_effects', 'located', 'projection_hash', 'find_neurons', 'concept_rows',
+           'article', 'ablation_effects', 'with_effects', 'located', 'find_neurons', 'concept_rows',
            'usual_activations', 'promoting_neurons', 'active_rows', 'meaning_neurons', 'own_catalogue']
 
 # %% ../nbs/04c_catalogue.ipynb #9f63e29a
-import hashlib, json, tempfile, zlib
+import json, tempfile, zlib
 from collections import defaultdict
 from dataclasses import dataclass
 from importlib.resources import files
@@ -29,6 +29,7 @@ from .hooks import clamp_neurons, hook_neurons
 from .model import MultimodalLM
 from .families import output_vectors, readout
 from .neurons import KEY
+from .pairs import projection_hash
 from .receptive_fields import heatmap
 from .runs import RunFolder, data_fingerprint, in_halves, read_parts, schema, write_atomic
 from .stats import false_discoveries, roc_auc
@@ -640,16 +641,6 @@ def located(
     return dict(score=np.mean(scores, 0), looks=looks, n_looks=len(maps))
 
 # %% ../nbs/04c_catalogue.ipynb #c93b39e6
-def projection_hash(
-    mm: MultimodalLM,  # the model
-) -> str:  # 16 hexadecimal digits
-    "What tells one projection from another, on whatever device and in whatever precision it stands"
-    found = hashlib.sha256()
-    for tensor in mm.projection.state_dict().values():
-        found.update(tensor.detach().float().cpu().numpy().tobytes())
-    return found.hexdigest()[:16]
-
-
 def find_neurons(
     mm: MultimodalLM,  # the model
     dataset,  # a `Reader`, such as `open_data` gives
