@@ -16,14 +16,10 @@ import numpy as np, pandas as pd, torch
 from tqdm import tqdm
 
 from mmneurons.catalogue import (
-    ActivationRun,
     Catalogue,
-    Recording,
     active_rows,
     concept_rows,
-    concept_words,
     find_neurons,
-    image_activations,
     promoting_neurons,
     with_tokens,
 )
@@ -32,6 +28,8 @@ from mmneurons.data import Reader, corpus
 from mmneurons.hooks import hook_neurons
 from mmneurons.model import MultimodalLM
 from mmneurons.neurons import KEY, random_neurons
+from mmneurons.promotion import concept_words
+from mmneurons.recording import ActivationRun, Recording, image_activations
 from mmneurons.stats import roc_auc
 from mmneurons.studies.beyond import written_word
 from mmneurons.text import first_noun

@@ -74,7 +74,7 @@ def passes(
     mm: MultimodalLM,  # the model
     soft_prompt,  # (batch, patch, d_model)
     targets: list[list[Target]],  # of each image
-    each: Callable,  # `each(layer, row, i, scores, acts, change)`, all three (position, unit), called as the backward pass runs
+    each: Callable,  # `each(layer, row, i, scores, acts, change)`, all three (position, unit)
     positions='image',  # where, as in `position_slice`
     at: str = 'post',  # 'post': activation A; 'pre': pre-activation Z of ungated MLPs
     start: Callable
@@ -202,7 +202,7 @@ def eq2(
 # %% ../nbs/02_attribution.ipynb #6c1e671f
 METHODS = dict(contrast=contrast, grad_x_act=grad_x_act, eq2=eq2)
 
-
+# %% ../nbs/02_attribution.ipynb #a553a82f
 def resolve_method(
     method: str | Callable,  # a key of `METHODS`, or a function like those in it
     options: dict,  # keyword arguments for it
@@ -224,11 +224,9 @@ class Attribution:
     "The part of each neuron in one word of one caption"
 
     scores: torch.Tensor  # (layer, unit): the score, reduced over positions
-    patch: torch.Tensor  # (layer, unit): where the score is largest; before the image negative, after it `n_patches` and more
+    patch: torch.Tensor  # (layer, unit): where the score is largest; negative before the image
     activation: torch.Tensor  # (layer, unit): the activation there
-    sign: (
-        torch.Tensor
-    )  # (layer, unit): 1 or -1, the direction of the change that the score comes from
+    sign: torch.Tensor  # (layer, unit): 1 or -1, the direction of change that the score comes from
     caption: str  # the whole caption
     target: str  # the word
     token: str  # its attributed token
@@ -276,9 +274,9 @@ def load(
 def top_neurons(
     attribution: Attribution,  # scores of one image
     k: int = 100,  # how many
-    specific=None,  # what to rank against: mean scores (layer, unit), or `Attribution`s of other images; None: the score itself
+    specific=None,  # rank by the difference from these: mean scores (layer, unit), or `Attribution`s
     interpretable: pd.DataFrame
-    | None = None,  # keep only these: columns layer, unit, sign (and `interpretable`, of which only the true rows count)
+    | None = None,  # keep only these: columns layer, unit, sign, and maybe `interpretable`
 ) -> pd.DataFrame:  # image_id, target, layer, unit, sign, patch, score, activation, rank
     "The `k` highest-scoring neurons"
     if isinstance(specific, bool) or isinstance(interpretable, bool):
@@ -320,7 +318,8 @@ def _repr_html_(self: Attribution):
     word = rf'(?i)\b({re.escape(self.target)})\b'
     text = re.sub(word, r'<b>\1</b>', escape(self.caption), count=1)
     top = top_neurons(self, 5)[['layer', 'unit', 'sign', 'patch', 'score']]
-    how = f'P({escape(self.token.strip())}) = {self.prob:.2f}; {self.method} at the {self.positions} positions, {self.reduce} over them'
+    method = f'{self.method} at the {self.positions} positions, {self.reduce} over them'
+    how = f'P({escape(self.token.strip())}) = {self.prob:.2f}; {method}'
     notes = ''.join(f'<p><i>{escape(n)}</i></p>' for n in self.notes)
     table = top.to_html(index=False, float_format='%.3f')
     return f'<p>{escape(self.image_id)} “{text}”: {how}</p>{table}{notes}'
@@ -390,7 +389,8 @@ def as_attribution(
     bad = tensors['scores'].isnan() | (tensors['scores'] == torch.inf)
     if bad.any():
         raise FloatingPointError(
-            f'{seen.image_id} {target.word!r}: {bad.sum()} scores are not finite, the first in layer {bad.nonzero()[0, 0]}'
+            f'{seen.image_id} {target.word!r}: {bad.sum()} scores are not finite, '
+            f'the first in layer {bad.nonzero()[0, 0]}'
         )
     return Attribution(
         **tensors,

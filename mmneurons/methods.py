@@ -149,13 +149,15 @@ def gradient_free(
 # %% ../nbs/02_methods.ipynb #8a3425ad
 def replacement(
     mm: MultimodalLM,  # the model
-    value,  # a number; a `Baseline`; or activations (layer, unit, patch) of another image
+    value,  # a number; a `Baseline`; or activations (layer, unit, patch) of another image, or (layer, unit, 1)
 ) -> float | torch.Tensor:  # a number, or (1, layer, unit, patch)
     "What ablated activations are set to, as `clamp_neurons` takes it"
     if isinstance(value, Baseline):
         return value.check(mm).mean[None]
     if torch.is_tensor(value):
-        if value.shape != (want := (mm.n_layers, mm.n_units, mm.n_patches)):
+        neurons = mm.n_layers, mm.n_units
+        if value.shape not in ((*neurons, mm.n_patches), (*neurons, 1)):
+            want = (*neurons, mm.n_patches)
             raise ValueError(f'activations are {want} for this model, not {tuple(value.shape)}')
         return value[None]
     return float(value)
@@ -184,7 +186,8 @@ def ablation_effects(
     soft_prompt = mm.see(image, False).soft_prompt
     x, [(_, step)] = batch_inputs(mm, soft_prompt, [[target]])
     p, value = position_slice(mm, target, positions), replacement(mm, value)
-    if torch.is_tensor(value) and p != position_slice(mm, target, 'image'):
+    own_positions = torch.is_tensor(value) and value.shape[-1] > 1
+    if own_positions and p != position_slice(mm, target, 'image'):
         raise ValueError("activations of an image replace those at positions='image'")
     word = partial(_word_scores, mm, x, step, target)
     intact, effects = word(1), torch.empty(len(sets), 2, dtype=torch.double)

@@ -155,8 +155,7 @@ def found_meaning(
 ) -> pd.DataFrame:  # as `meaning_neurons`; empty where the word is none that can be looked for
     "The neurons that mean the word"
     try:
-        usual = baseline.mean.mean(-1)[None], baseline.spread[None]
-        return meaning_neurons(mm, seen, word, catalogue, k, usual)
+        return meaning_neurons(mm, seen, word, catalogue, k, baseline)
     except ValueError:  # no single token of the vocabulary is the word
         return pd.DataFrame(columns=[*KEY, 'tokens', 'english', 'other', 'firing'])
 

@@ -522,7 +522,6 @@ TO_BE_REWRITTEN = {
     '00e_cutouts.ipynb',
     '00f_compose.ipynb',
     '01_train_projection.ipynb',
-    '02_attribution.ipynb',
     '03_decoding.ipynb',
     '04_receptive_fields.ipynb',
     '05_ablation.ipynb',

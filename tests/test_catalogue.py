@@ -5,27 +5,25 @@ import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+from mmneurons.activations import Baseline
 from mmneurons.catalogue import (
     PROMOTES,
-    ActivationRun,
     Catalogue,
     Evidence,
-    Recording,
-    concept_words,
+    count_table,
+    evidence_rows,
     find_neurons,
     firing,
-    image_activations,
     meaning_neurons,
-    usual_activations,
-    vocabulary_moments,
     with_sign,
-    word_scores,
 )
 from mmneurons.data import Example, Reader
 from mmneurons.hooks import hook_neurons
 from mmneurons.images import ImageError
 from mmneurons.families import output_vectors, readout
 from mmneurons.model import tiny_model
+from mmneurons.promotion import concept_words, vocabulary_moments, word_scores
+from mmneurons.recording import ActivationRun, Recording, image_activations
 
 COLOURS = dict(dog=(210, 40, 40), cat=(40, 210, 40), horse=(40, 40, 210))
 
@@ -132,12 +130,12 @@ def test_a_planted_neuron_is_found_and_what_promotes_another_word_is_not(tmp_pat
     assert np.isfinite(rows[['score', 'effect', 'effect_other']]).all(axis=None)
 
     shown = data[rows.images.iloc[0][0]].image  # where the neuron is most active
-    usual = usual_activations(mm, [ex.image for ex in data])
+    baseline = Baseline.over(mm, [ex.image for ex in data])
     for catalogue in (found, None):
-        meant = meaning_neurons(mm, shown, 'dog', catalogue, 50, usual)
+        meant = meaning_neurons(mm, shown, 'dog', catalogue, 50, baseline)
         assert ((meant.layer == 1) & (meant.unit == unit) & (meant.sign == sign)).any()
         assert not len(
-            meaning_neurons(mm, data['cat1'].image, 'dog', catalogue, usual=usual).query(
+            meaning_neurons(mm, data['cat1'].image, 'dog', catalogue, baseline=baseline).query(
                 'layer == 1 and unit == @unit'
             )
         )
@@ -167,7 +165,7 @@ def random_evidence(seed, aligned=0):
 
 def test_without_alignment_as_many_are_found_as_chance_gives():
     tables = [
-        random_evidence(seed).table(500).query('layer == -1 and stage == "confirmed"')
+        count_table(random_evidence(seed), 500).query('layer == -1 and stage == "confirmed"')
         for seed in range(40)
     ]
     first = pd.concat(t[t.auc == 0.9] for t in tables)
@@ -178,9 +176,13 @@ def test_without_alignment_as_many_are_found_as_chance_gives():
 
 def test_aligned_neurons_stand_out_and_their_rate_is_the_ratio():
     evidence = random_evidence(0, aligned=100)
-    row = evidence.table(500).query('layer == -1 and stage == "confirmed" and auc == 0.85').iloc[0]
+    row = (
+        count_table(evidence, 500)
+        .query('layer == -1 and stage == "confirmed" and auc == 0.85')
+        .iloc[0]
+    )
     assert row.found > 130 and row.hi < row.found and row.p < 0.01
-    rows = evidence.rows()
+    rows = evidence_rows(evidence)
     assert len(rows) == row.found
     assert rows.fdr.iloc[0] == pytest.approx(600 / 10 / row.found)  # all pairs, dealt at random
 
