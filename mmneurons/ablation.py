@@ -8,7 +8,7 @@ __all__ = ['PAPER_KS', 'COLOURS', 'ablation_values', 'ablate', 'target_probabili
            'curve_means', 'plot_curve', 'units_to']
 
 # %% ../nbs/05_ablation.ipynb #c1dfd96e
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 
 import matplotlib.pyplot as plt
@@ -105,7 +105,7 @@ def paper_arms(
     interpretable: pd.DataFrame | None = None,  # the interpretable ones among them
     other: pd.DataFrame | None = None,  # those of another noun, from another image
     k: int | None = None,  # the most that are ablated in one arm; default: the last of `paper_ks`
-    seeds: tuple[int, ...] = (0, 1, 2),  # of the random draws
+    seeds: Iterable[int] = (0, 1, 2),  # of the random draws
 ) -> dict:  # arm → ranking; random: {seed: ranking}
     "The arms of an ablation curve, each in the order in which its neurons go"
     k = k or max(25, paper_ks(mm)[-1])
@@ -197,7 +197,7 @@ def ablation_curve(
     "The word's probability, and the caption, as more and more neurons are ablated (Figure 6, S.3)"
     if isinstance(value, str) and value == 'mean':
         value = default_baseline(mm)
-    known = len(images) if hasattr(images, '__len__') else None
+    known = len(images) if isinstance(images, Sized) else None
     bar = tqdm(zip(images, attributions), total=known, desc='ablation', unit='image', disable=None)
     ks, curves = list(default_ks(mm) if ks is None else ks), []
     for image, a in bar:

@@ -88,7 +88,8 @@ class Catalogue:
     ) -> 'Catalogue':
         "Read what `save` wrote"
         found = json.loads(Path(file).read_text('utf-8'))
-        return cls(*(pd.DataFrame(found[name]) for name in ('rows', 'counts')), found['about'])
+        rows, counts = (pd.DataFrame(found[name]) for name in ('rows', 'counts'))
+        return cls(rows, counts, found['about'])
 
     @classmethod
     def joined(
@@ -96,18 +97,15 @@ class Catalogue:
         parts: dict,  # name of a data set → catalogue of one pair over it
     ) -> 'Catalogue':
         "Several catalogues in one, with a column `data`"
-        tables = [
-            pd.concat(
-                [getattr(c, t).assign(data=name) for name, c in parts.items()], ignore_index=True
-            )
-            for t in ('rows', 'counts')
-        ]
+        rows = [c.rows.assign(data=name) for name, c in parts.items()]
+        counts = [c.counts.assign(data=name) for name, c in parts.items()]
         same = {c.about['projection'] for c in parts.values()}
         if len(same) > 1:
             raise ValueError(f'these catalogues are of {len(same)} projections')
         images = sum(c.about['images'] for c in parts.values())
-        about = dict(projection=same.pop(), images=images)
-        return cls(*tables, about | dict(data={name: c.about for name, c in parts.items()}))
+        about: dict = dict(projection=same.pop(), images=images)
+        about |= dict(data={name: c.about for name, c in parts.items()})
+        return cls(pd.concat(rows, ignore_index=True), pd.concat(counts, ignore_index=True), about)
 
 # %% ../nbs/04c_catalogue.ipynb #ba844c8c
 class Evidence:
@@ -399,7 +397,7 @@ def find_neurons(
         if effects and len(rows):
             baseline = recording.baseline(mm, batch_size=batch_size)
             rows = with_effects(mm, rows, recording, baseline, effects)
-    about = dict(projection=projection_hash(mm), lm=mm.config.lm, encoder=mm.config.encoder)
+    about: dict = dict(projection=projection_hash(mm), lm=mm.config.lm, encoder=mm.config.encoder)
     about |= dict(
         version=__version__, images=len(recording.images), concepts=names, skipped=skipped
     )

@@ -308,10 +308,15 @@ class Encoder(nn.Module):
             'cpu'
         ):  # on 'meta' too: what a network's code keeps of its own stays real
             patches = self.features(torch.zeros(1, 3, *self.spec.image_size))
-        self.grid, self.d_image = tuple(patches.shape[1:3]), patches.shape[3]
-        self.n_patches = self.grid[0] * self.grid[1]
+        rows, columns, self.d_image = patches.shape[1:]
+        self.grid, self.n_patches = (rows, columns), rows * columns
         if self.spec.within is None and not patches.is_meta:
             self.spec = replace(self.spec, within=self.localised(weights))
+
+    @property
+    def layout(self) -> torch.Tensor:  # (row, column)
+        "Which of the patch vectors shows each cell of the grid"
+        return torch.arange(self.n_patches, device='cpu').view(self.grid)
 
     def localised(
         self,
@@ -338,7 +343,7 @@ class Encoder(nn.Module):
     ) -> torch.Tensor:  # (batch, 3, height, width)
         "The images squashed to `image_size` and normalised"
         h, w = self.spec.image_size
-        how = dict(bicubic=Image.BICUBIC, bilinear=Image.BILINEAR)[self.spec.resample]
+        how = Image.Resampling[self.spec.resample.upper()]
         x = np.stack([np.asarray(as_image(im).resize((w, h), how)) for im in images])
         mean, std = (
             torch.tensor(v, dtype=torch.float, device='cpu').expand(3)[:, None, None]
@@ -362,7 +367,7 @@ def _changes(encoder, n, seed):
 
     def features(arrays):
         vectors = encoder(encoder.pixels([Image.fromarray(a) for a in arrays]))
-        return vectors.float().cpu()
+        return vectors[:, encoder.layout.flatten()].float().cpu()
 
     before, change = features(dark), []
     for r, c in sorted(lit):
@@ -377,7 +382,7 @@ def _changes(encoder, n, seed):
 
 
 def check_encoder(
-    encoder: Encoder,  # any
+    encoder,  # an `Encoder`, or another module with its `pixels`, `grid`, `layout` and `spec`
     within: int = 0,  # how many patches aside is right: 0 for transformers, 1 for deep convolutions
     n: int = 4,  # patterns of noise, averaged
     seed: int = 0,  # of the patterns

@@ -869,7 +869,7 @@ def score_rows(
     "How well tokens fit an image"
     own = {arm: t.tokens.tolist() for arm, t in neurons.items()}
     said, nouns = re.findall(r'\w+', caption), list(ex.nouns[:5])
-    both = {
+    both: dict[str, tuple[dict, Callable]] = {
         'Table 1': (own | {'caption': [said]}, np.max),
         'Table 2': (prompt_tokens(run, ex, seed) | {'caption': [said], 'nouns': [nouns]}, np.mean),
     }
