@@ -25,8 +25,18 @@ from .model import MultimodalLM
 from .runs import write_atomic
 from .weights import cache_dir
 
-# %% ../nbs/01a_activations.ipynb #16ec36ba
+# %% ../nbs/01a_activations.ipynb #16ec36b9
 @torch.no_grad()
+def _read(mm, image, keep, layers=None):
+    "Call `keep(layer, acts)` with the activations (patch, unit) of each layer for one image"
+
+    def at_patches(layer, acts):
+        keep(layer, acts[0, mm.image_positions])
+
+    with hook_neurons(mm, at_patches, layers):
+        mm(mm.embed(mm.see(image, False).soft_prompt))
+
+# %% ../nbs/01a_activations.ipynb #16ec36ba
 def unit_activations(
     mm: MultimodalLM,  # the model
     image,  # an image or a `Seen`
@@ -35,10 +45,9 @@ def unit_activations(
     out = torch.zeros(mm.n_layers, mm.n_units, mm.n_patches)
 
     def keep(layer, acts):
-        out[layer] = acts[0, mm.image_positions].T.float().cpu()
+        out[layer] = acts.T.float().cpu()
 
-    with hook_neurons(mm, keep):
-        mm(mm.embed(mm.see(image, False).soft_prompt))
+    _read(mm, image, keep)
     return out
 
 # %% ../nbs/01a_activations.ipynb #4d79cf89
@@ -51,7 +60,6 @@ def patch_activations(
     return acts[layer, unit] * sign[:, None]
 
 # %% ../nbs/01a_activations.ipynb #8e6ba806
-@torch.no_grad()
 def neuron_activations(
     mm: MultimodalLM,  # the model
     image,  # an image or a `Seen`
@@ -65,11 +73,9 @@ def neuron_activations(
 
     def keep(layer, acts):
         here = layers == layer
-        found = acts[0, mm.image_positions][:, units[here].to(acts.device)]
-        out[here] = found.T.float().cpu()
+        out[here] = acts[:, units[here].to(acts.device)].T.float().cpu()
 
-    with hook_neurons(mm, keep, layers=sorted(set(layers.tolist()))):
-        mm(mm.embed(mm.see(image, False).soft_prompt))
+    _read(mm, image, keep, sorted(set(layers.tolist())))
     return out * torch.tensor(neurons.sign.to_numpy())[:, None]
 
 # %% ../nbs/01a_activations.ipynb #d9ab8064
@@ -86,6 +92,24 @@ def fingerprint(
                 some = tensor.flatten()[:: max(1, tensor.numel() // n)]
                 found.update(some.float().cpu().numpy().tobytes())
     return found.hexdigest()[:16]
+
+# %% ../nbs/01a_activations.ipynb #763781cd
+class _Sums:
+    "Sums over images: of activations (batch, patch, unit) at each patch, and of their means"
+
+    def __init__(self, mm):
+        self.total, self.n = torch.zeros(mm.n_layers, mm.n_units, mm.n_patches), 0
+        self.means, self.squares = torch.zeros(2, mm.n_layers, mm.n_units, dtype=torch.double)
+
+    def add(self, layer, acts):
+        self.total[layer] += acts.sum(0).T.cpu()
+        each = acts.mean(1).double()
+        self.means[layer] += each.sum(0).cpu()
+        self.squares[layer] += each.square().sum(0).cpu()
+
+    def spread(self):
+        variance = self.squares / self.n - (self.means / self.n).square()
+        return (variance.clamp(0) * self.n / max(1, self.n - 1)).sqrt().float()
 
 # %% ../nbs/01a_activations.ipynb #763781ce
 @dataclass(frozen=True, eq=False)
@@ -112,15 +136,10 @@ class Baseline:
     ) -> Self:
         "Measure it"
         refuse_open_hooks(mm)
-        total, n = torch.zeros(mm.n_layers, mm.n_units, mm.n_patches), 0
-        sums, squares = torch.zeros(2, mm.n_layers, mm.n_units, dtype=torch.double)
+        sums = _Sums(mm)
 
         def add(layer, acts):
-            acts = acts[:, mm.image_positions].float()
-            total[layer] += acts.sum(0).T.cpu()
-            each = acts.mean(1).double()
-            sums[layer] += each.sum(0).cpu()
-            squares[layer] += each.square().sum(0).cpu()
+            sums.add(layer, acts[:, mm.image_positions].float())
 
         known = len(images) if hasattr(images, '__len__') else None
         bar = tqdm(total=known, desc='baseline', unit='image', leave=False, disable=None)
@@ -128,13 +147,12 @@ class Baseline:
         while part := [s.soft_prompt for _, s in zip(range(batch_size), seen)]:
             with hook_neurons(mm, add):
                 mm(mm.embed(torch.cat(part)))
-            n += len(part)
+            sums.n += len(part)
             bar.update(len(part))
         bar.close()
-        if not n:
+        if not sums.n:
             raise ValueError('there are no images to take the mean over')
-        variance = (squares / n - (sums / n).square()).clamp(0) * n / max(1, n - 1)
-        return cls(total / n, variance.sqrt().float(), n, source, fingerprint(mm))
+        return cls(sums.total / sums.n, sums.spread(), sums.n, source, fingerprint(mm))
 
     @classmethod
     def load(

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from html import escape
 from itertools import islice
+from typing import Self
 
 import pandas as pd
 import torch
@@ -218,6 +219,9 @@ def resolve_method(
         raise TypeError(f'{sorted(unknown)[0]!r} is no option of {function.__name__}: {there}')
     return function
 
+# %% ../nbs/02_attribution.ipynb #ca3512f4
+TENSORS = 'scores', 'patch', 'activation', 'sign', 'full'
+
 # %% ../nbs/02_attribution.ipynb #cb7a1d77
 @dataclass
 class Attribution:
@@ -243,32 +247,26 @@ class Attribution:
     def __repr__(self):
         return f'Attribution({self.image_id} {self.caption!r}: {self.target!r} with P = {self.prob:.2f})'
 
-# %% ../nbs/02_attribution.ipynb #ca3512f4
-TENSORS = 'scores', 'patch', 'activation', 'sign', 'full'
+    def save(
+        self,
+        file,  # path to write, `*.safetensors`
+    ):
+        "Write everything into one file"
+        tensors = {k: v.contiguous() for k in TENSORS if (v := getattr(self, k)) is not None}
+        rest = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in TENSORS}
+        write_atomic(file, as_bytes(tensors, dict(attribution=json.dumps(rest))))
 
-
-@patch
-def save(
-    self: Attribution,
-    file,  # path to write, `*.safetensors`
-):
-    "Write everything into one file"
-    tensors = {k: v.contiguous() for k in TENSORS if (v := getattr(self, k)) is not None}
-    rest = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in TENSORS}
-    write_atomic(file, as_bytes(tensors, dict(attribution=json.dumps(rest))))
-
-# %% ../nbs/02_attribution.ipynb #af3e1334
-@patch(cls_method=True)
-def load(
-    cls: Attribution,
-    file,  # written by `save`
-) -> Attribution:
-    "Read what `save` wrote"
-    with safe_open(file, 'pt') as f:
-        tensors, about = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
-    if 'attribution' not in about:
-        raise ValueError(f'{file} holds no attribution')
-    return Attribution(**tensors, **json.loads(about['attribution']))
+    @classmethod
+    def load(
+        cls,
+        file,  # written by `save`
+    ) -> Self:
+        "Read what `save` wrote"
+        with safe_open(file, 'pt') as f:
+            tensors, about = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
+        if 'attribution' not in about:
+            raise ValueError(f'{file} holds no attribution')
+        return cls(**tensors, **json.loads(about['attribution']))
 
 # %% ../nbs/02_attribution.ipynb #92cfceb3
 def top_neurons(
@@ -394,7 +392,7 @@ def as_attribution(
         )
     return Attribution(
         **tensors,
-        caption=seen.caption,
+        caption=seen.caption or '',
         target=target.word,
         token=mm.tokenizer.decode([target.token_id]),
         token_id=target.token_id,
@@ -424,6 +422,14 @@ def scoring_settings(
     function = resolve_method(method, options)
     return dict(method=function, positions=positions, reduce=reduce, options=options)
 
+# %% ../nbs/02_attribution.ipynb #59129aab
+def _target(mm, seen, target):
+    "The target in one caption; an error names the image"
+    try:
+        return choose_target(mm, seen, target)
+    except ValueError as e:
+        raise type(e)(f'{seen.image_id}: {e}' if seen.image_id else str(e)) from None
+
 # %% ../nbs/02_attribution.ipynb #59129aac
 def attribute_all(
     mm: MultimodalLM,  # the model
@@ -444,12 +450,7 @@ def attribute_all(
     settings = scoring_settings(method, positions, reduce, paper, options)
     rows = mm.see_all(images, captions, image_ids, batch_size)
     while part := list(islice(rows, batch_size)):
-        targets = []
-        for seen in part:
-            try:
-                targets.append([choose_target(mm, seen, target)])
-            except ValueError as e:
-                raise type(e)(f'{seen.image_id}: {e}' if seen.image_id else str(e)) from None
+        targets = [[_target(mm, seen, target)] for seen in part]
         for (one,) in attribute_batch(mm, part, targets, full=full, **settings):
             yield one
 
@@ -469,9 +470,18 @@ def attribute(
     **options,  # of the method, such as baseline (contrast)
 ) -> Attribution:
     "Score every neuron for its part in one word of the caption"
-    how = dict(method=method, positions=positions, reduce=reduce, paper=paper, full=full)
     (found,) = attribute_all(
-        mm, [image], target, **how, captions=[caption], image_ids=[image_id], **options
+        mm,
+        [image],
+        target,
+        method=method,
+        positions=positions,
+        reduce=reduce,
+        paper=paper,
+        captions=[caption],
+        image_ids=[image_id],
+        full=full,
+        **options,
     )
     return found
 

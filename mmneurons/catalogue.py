@@ -24,8 +24,8 @@ from .data import Reader
 from .decoding import decode, english_words
 from .methods import ablation_effects
 from .model import MultimodalLM, Seen
-from .naming import projection_hash
 from .neurons import KEY
+from .pairs import projection_hash
 from .promotion import concept_scores, concept_words, vocabulary_moments, word_scores
 from .receptive_fields import heatmap
 from .recording import PLACES, Recording, image_activations, record_activations
@@ -127,10 +127,8 @@ def evidence_rows(
     return passed.drop(columns='c').sort_values(['fdr', 'z'], ascending=[True, False])
 
 # %% ../nbs/04c_catalogue.ipynb #7c280684
-KINDS = (
-    ('same', 'synonym'),
-    ('hypernym', 'hyponym'),
-)  # relations of a concept to a noun, the nearer first
+# Relations of a concept to a noun, the nearer first
+KINDS = ('same', 'synonym'), ('hypernym', 'hyponym')
 
 # %% ../nbs/04c_catalogue.ipynb #e117642a
 @dataclass
@@ -164,7 +162,8 @@ class Catalogue:
     ) -> 'Catalogue':
         "Read what `save` wrote"
         found = json.loads(Path(file).read_text('utf-8'))
-        return cls(*(pd.DataFrame(found[name]) for name in ('rows', 'counts')), found['about'])
+        rows, counts = (pd.DataFrame(found[name]) for name in ('rows', 'counts'))
+        return cls(rows, counts, found['about'])
 
     @property
     def concepts(self) -> list[str]:
@@ -185,18 +184,15 @@ class Catalogue:
         parts: dict,  # name of a data set → catalogue of one pair over it
     ) -> 'Catalogue':
         "Several catalogues in one, with a column `data`"
-        tables = [
-            pd.concat(
-                [getattr(c, t).assign(data=name) for name, c in parts.items()], ignore_index=True
-            )
-            for t in ('rows', 'counts')
-        ]
+        rows = [c.rows.assign(data=name) for name, c in parts.items()]
+        counts = [c.counts.assign(data=name) for name, c in parts.items()]
         same = {c.about['projection'] for c in parts.values()}
         if len(same) > 1:
             raise ValueError(f'these catalogues are of {len(same)} projections')
         images = sum(c.about['images'] for c in parts.values())
-        about = dict(projection=same.pop(), images=images)
-        return cls(*tables, about | dict(data={name: c.about for name, c in parts.items()}))
+        about: dict = dict(projection=same.pop(), images=images)
+        about |= dict(data={name: c.about for name, c in parts.items()})
+        return cls(pd.concat(rows, ignore_index=True), pd.concat(counts, ignore_index=True), about)
 
 # %% ../nbs/04c_catalogue.ipynb #86bc5ffe
 def usable_concepts(
@@ -418,7 +414,7 @@ def find_neurons(
         if effects and len(rows):
             baseline = recording.baseline(mm, batch_size=batch_size)
             rows = with_effects(mm, rows, recording, baseline, effects)
-    about = dict(projection=projection_hash(mm), lm=mm.config.lm, encoder=mm.config.encoder)
+    about: dict = dict(projection=projection_hash(mm), lm=mm.config.lm, encoder=mm.config.encoder)
     about |= dict(
         version=__version__, images=len(recording.images), concepts=names, skipped=skipped
     )

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['SAMPLES', 'row', 'own_proofs', 'is_gptj', 'decoded_neurons', 'token_ranks', 'sample_caption', 'paper_top',
-           'mean_field_iou', 'near', 'overlaps_with_masks', 'ablated_caption', 'coco_checks', 'projection_hash',
-           'record', 'recorded', 'check', 'exit_status', 'as_text']
+           'mean_field_iou', 'near', 'overlaps_with_masks', 'ablated_caption', 'coco_checks', 'record', 'recorded',
+           'check', 'exit_status', 'as_text']
 
 # %% ../nbs/06b_check.ipynb #ac3478d6
-import hashlib
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -26,6 +25,7 @@ from .masks import squashed
 from .model import MultimodalLM
 from .neurons import KEY, neuron_name, random_ranking
 from .overlaps import iou
+from .pairs import projection_hash
 from .paper import PUBLISHED_IOU, PUBLISHED_S3, PUBLISHED_UNITS
 from .receptive_fields import field_mask, heatmap
 from .runs import DataError
@@ -68,7 +68,7 @@ def is_gptj(
     kind = mm.lm.config.get_text_config().model_type
     return (kind, mm.n_layers, mm.n_units) == ('gptj', 28, 16384)
 
-
+# %% ../nbs/06b_check.ipynb #c8dec002
 def decoded_neurons(
     mm: MultimodalLM,  # a pair with GPT-J
     published: dict = PUBLISHED_UNITS,  # {(layer, unit): tokens, with commas}
@@ -94,7 +94,7 @@ SAMPLES = {
     'clip-rn50x16': 'a house in the woods',
 }
 
-
+# %% ../nbs/06b_check.ipynb #c8cap003
 @torch.no_grad()
 def token_ranks(
     mm: MultimodalLM,  # the model
@@ -105,6 +105,16 @@ def token_ranks(
     seen, ids = mm.see(image, False), mm.word_ids(text)
     steps = [mm.next_probabilities(seen.soft_prompt, ids[:i])[0] for i in range(len(ids))]
     return [int((p > p[token]).sum()) + 1 for p, token in zip(steps, ids)]
+
+# %% ../nbs/06b_check.ipynb #c8cap004
+def _sample_image(mm, sample):
+    "The sample as LiMBeR prepares it: for CLIP the central square"
+    image = open_image(sample)
+    if mm.config.encoder != 'clip-rn50x16':
+        return image
+    side = min(image.size)
+    left, top = ((s - side) // 2 for s in image.size)
+    return image.crop((left, top, left + side, top + side))
 
 # %% ../nbs/06b_check.ipynb #c8cap002
 def sample_caption(
@@ -119,12 +129,7 @@ def sample_caption(
     if sample is None:
         yield row(name, text, 'name the image: sample', tolerance, None)
         return
-    image = open_image(sample)
-    if mm.config.encoder == 'clip-rn50x16':  # LiMBeR crops for CLIP
-        side = min(image.size)
-        left, top = ((s - side) // 2 for s in image.size)
-        image = image.crop((left, top, left + side, top + side))
-    seen = mm.see(image)
+    seen = mm.see(_sample_image(mm, sample))
     ranks = token_ranks(mm, seen, text)
     found = f'{seen.caption} (ranks of the expected tokens: {", ".join(map(str, ranks))})'
     yield row(name, text, found, tolerance, seen.caption == text or max(ranks) <= 10)
@@ -158,7 +163,7 @@ def mean_field_iou(
     masks = [squashed(mask, (224, 224)) for mask in example.masks.values()]
     return max(float(iou(field_mask(heat), mask)[0]) for mask in masks)
 
-
+# %% ../nbs/06b_check.ipynb #c8iou004
 def near(
     found: list[float],  # nan where there is none
     published: list[float],  # as many
@@ -179,6 +184,15 @@ def overlaps_with_masks(
     for (name, expected), own, ok in zip(published.items(), found, right):
         yield row(f'IoU in {name}', expected, f'{own:.2f}', '±.1 in six of eight', ok)
 
+# %% ../nbs/06b_check.ipynb #c8abl003
+def _ablated(mm, seen, a, ks):
+    "Captions, and P(noun) as a share of the intact one, both by (arm, neurons ablated)"
+    top = top_neurons(a, max(ks))
+    arms = dict(top=top, random=random_ranking(top, mm.n_units, seed=0))
+    curve = ablation_curve(mm, [seen], [a], arms, ks, value='zero')
+    curve = curve.drop_duplicates(['arm', 'n_ablated']).set_index(['arm', 'n_ablated'])
+    return curve.caption, curve.p_target / a.prob
+
 # %% ../nbs/06b_check.ipynb #c8abl001
 def ablated_caption(
     mm: MultimodalLM,  # the paper's pair
@@ -196,16 +210,12 @@ def ablated_caption(
     except DataError as e:
         yield row(f'P(noun), {most} ablated', 0.2, str(e), 'below .5 of the intact', False)
         return
-    top = top_neurons(a, most)
-    arms = dict(top=top, random=random_ranking(top, mm.n_units, seed=0))
-    curve = ablation_curve(mm, [seen], [a], arms, ks, value='zero')
-    curve = curve.drop_duplicates(['arm', 'n_ablated']).set_index(['arm', 'n_ablated'])
-    caption, p = curve.caption, curve.p_target / a.prob
-    found = caption['top', some]
+    captions, p = _ablated(mm, seen, a, ks)
+    found = captions['top', some]
     yield row(f'{some} ablated', changed, found, 'not the intact one', found != intact)
     left = p['top', most]
     yield row(f'P(noun), {most} ablated', 0.2, f'{left:.2f}', 'below .5 of the intact', left < 0.5)
-    found = caption['random', most]
+    found = captions['random', most]
     yield row(f'{most} random ones ablated', intact, found, 'the same', found == intact)
 
 # %% ../nbs/06b_check.ipynb #c8abl002
@@ -215,24 +225,17 @@ def coco_checks(
 ) -> Iterator[dict]:
     "All that needs COCO's images, or what is missing for it"
     wanted = [*PUBLISHED_IOU, '219578']
-    data = None if folder is None else open_data(f'coco:{folder}')
-    missing = wanted if data is None else [i for i in wanted if i not in set(data.image_ids)]
+    about = 'images of COCO', f'{len(wanted)} images'
+    if folder is None:
+        yield row(*about, 'name the folder: coco', '', None)
+        return
+    data = open_data(f'coco:{folder}')
+    missing = [i for i in wanted if i not in set(data.image_ids)]
     if missing:
-        why = 'name the folder: coco' if data is None else f'not there: image {missing[0]}'
-        yield row('images of COCO', f'{len(wanted)} images', why, '', None)
+        yield row(*about, f'not there: image {missing[0]}', '', None)
         return
     yield from overlaps_with_masks(mm, data)
     yield from ablated_caption(mm, data['219578'])
-
-# %% ../nbs/06b_check.ipynb #c8rec001
-def projection_hash(
-    mm: MultimodalLM,  # any pair
-) -> str:  # 16 hexadecimal digits
-    "What tells one projection from another, in the half precision in which they are stored"
-    digest = hashlib.sha256()
-    for name, tensor in sorted(mm.projection.state_dict().items()):
-        digest.update(name.encode() + tensor.cpu().half().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 # %% ../nbs/06b_check.ipynb #c8rec002
 def record(
@@ -253,6 +256,19 @@ def record(
         rows.append((own, example.image_id, a.caption, a.target, a.prob, ' '.join(names)))
     return pd.DataFrame(rows, columns=['projection', 'image', 'caption', 'target', 'p', 'neurons'])
 
+# %% ../nbs/06b_check.ipynb #c8rec004
+def _compared(r, own):
+    "The rows of one image: what was recorded, `r`, beside what the pair gives now"
+    same = own.caption == r.caption
+    yield row(f'caption of {r.image}', r.caption, own.caption, 'the same', same)
+    close = own.target == r.target and abs(own.p / r.p - 1) < 0.02
+    name, found = f'P({r.target}) in {r.image}', f'{own.p:.4f} ({own.target})'
+    yield row(name, f'{r.p:.4f}', found, 'within 2 %', close)
+    names = r.neurons.split()
+    both, least = {*own.neurons.split()} & {*names}, len(names) - 1
+    expected, found = f'{names[0]}, ...', f'{len(both)} of {len(names)}'
+    yield row(f'neurons of {r.image}', expected, found, 'all but one', len(both) >= least)
+
 # %% ../nbs/06b_check.ipynb #c8rec003
 def recorded(
     mm: MultimodalLM,  # any pair
@@ -266,18 +282,7 @@ def recorded(
         return
     now = record(mm, [gallery()[name] for name in table.image]).set_index('image')
     for r in table.itertuples():
-        own = now.loc[r.image]
-        same = own.caption == r.caption
-        yield row(f'caption of {r.image}', r.caption, own.caption, 'the same', same)
-        close = own.target == r.target and abs(own.p / r.p - 1) < 0.02
-        name, found = f'P({r.target}) in {r.image}', f'{own.p:.4f} ({own.target})'
-        yield row(name, f'{r.p:.4f}', found, 'within 2 %', close)
-        both = {*own.neurons.split()} & {*r.neurons.split()}
-        many = len(r.neurons.split())
-        expected, found = r.neurons.split()[0] + ', ...', f'{len(both)} of {many}'
-        yield row(
-            f'neurons of {r.image}', expected, found, 'all but one of ten', len(both) >= many - 1
-        )
+        yield from _compared(r, now.loc[r.image])
 
 # %% ../nbs/06b_check.ipynb #c8all001
 def check(
@@ -305,7 +310,7 @@ def exit_status(
     own = table[~proofs & (table.verdict != 'not run')]
     return int((table.verdict == 'wrong').any() or not len(own))
 
-
+# %% ../nbs/06b_check.ipynb #c8all007
 def as_text(
     table: pd.DataFrame,  # from `check`
 ) -> str:

@@ -240,7 +240,7 @@ def _row_example(row, root):
 # %% ../nbs/00c_data.ipynb #761f22b2
 def gallery() -> Reader:
     "The images that ship with the package, each with two captions and the mask of its object"
-    root = files('mmneurons') / 'assets' / 'gallery'
+    root = Path(str(files('mmneurons'))) / 'assets' / 'gallery'
     rows = read_rows(root / 'gallery.csv', 'reinstall mmneurons')
     return Reader(rows, partial(_row_example, root=root))
 
@@ -580,7 +580,7 @@ def voc(
         )
         for n in names
     ]
-    if not any(row['file'].is_file() for row in rows):
+    if not any((path / 'JPEGImages' / f'{n}.jpg').is_file() for n in names):
         raise ValueError(f'{path}/JPEGImages: this folder has none of the {len(rows)} images')
     return Reader(rows, _voc_example)
 
@@ -642,7 +642,10 @@ def cc3m(
         raise ValueError(f'{images}: no image in this folder has the number of a line of {table}')
     rows = [
         dict(
-            image_id=str(n), file=there.get(n), captions=captions_of(said, table), link=link.strip()
+            image_id=str(n),
+            file=there.get(n),
+            captions=captions_of(said, str(table)),
+            link=link.strip(),
         )
         for n, (said, link, *_) in enumerate(lines)
     ]
@@ -728,8 +731,7 @@ def _each_once(rows, where):
 # %% ../nbs/00c_data.ipynb #4d89d294
 def _hf_split(data, split):
     "One data set with places, of whatever the library or the Hub gave"
-    import datasets
-
+    datasets = needs('datasets', 'train', 'a data set of Hugging Face')
     if isinstance(data, (str, Path)):
         folder = Path(data).is_dir()
         data = datasets.load_from_disk(data) if folder else datasets.load_dataset(data, split=split)

@@ -11,6 +11,7 @@ import lzma
 from collections.abc import Iterable
 from functools import cache
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -129,26 +130,27 @@ def decode_all(
     layers: Iterable[int] | None = None,  # which; all by default
     chunk: int = 64,  # neurons at a time
 ):
-    "Write the decoding of every neuron, with every sign that its activation can have, to a Parquet table as `decode` gives it"
+    "Write the decoding of every neuron, with each sign that it can have, to a Parquet table"
     layers = list(range(mm.n_layers) if layers is None else layers)
     if not layers:
         raise ValueError('there are no layers to decode')
     signs = (1,) if mm.family.up else (1, -1)
-    starts, part, writer = range(0, mm.n_units, chunk), Path(f'{file}.part'), None
-    try:
+    every, part = list(range(mm.n_units)), Path(f'{file}.part')
+
+    def tables():
         for layer in tqdm(layers, desc='decoding', unit='layer', disable=None):
-            tables = []
-            for i in starts:
-                units = list(range(i, min(i + chunk, mm.n_units)))
-                tables.append(decode_layer(mm, layer, units, signs, k, norm, lens))
-            table = pa.Table.from_pandas(pd.concat(tables), preserve_index=False)
-            writer = writer or ParquetWriter(part, table.schema)
-            writer.write_table(table)
-        writer.close()
+            units = (every[i : i + chunk] for i in range(0, mm.n_units, chunk))
+            found = [decode_layer(mm, layer, some, signs, k, norm, lens) for some in units]
+            yield pa.Table.from_pandas(pd.concat(found), preserve_index=False)
+
+    rest = tables()
+    first = next(rest)
+    try:
+        with ParquetWriter(part, first.schema) as writer:
+            for table in chain([first], rest):
+                writer.write_table(table)
         part.replace(file)  # a table that was stopped half way is no table
     finally:
-        if writer:
-            writer.close()
         part.unlink(missing_ok=True)
 
 # %% ../nbs/03_decoding.ipynb #887309d0
@@ -223,11 +225,10 @@ def embedding_spread(
 @torch.no_grad()
 def random_vectors(
     vectors,  # (n, d_model) to be imitated
-    spread: tuple
-    | None = None,  # from `embedding_spread`: distributed as word embeddings are; None: of the lengths of `vectors`, in any direction
+    spread: tuple | None = None,  # from `embedding_spread`; None: any direction
     seed: int = 0,  # of the draw
 ) -> torch.Tensor:  # (n, d_model)
-    "As many random vectors as `vectors` has"
+    "As many random vectors: as long as `vectors` are, or distributed as word embeddings are"
     z = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(seed)).to(vectors)
     if spread is None:
         return z * (vectors.norm(dim=-1) / z.norm(dim=-1))[:, None]

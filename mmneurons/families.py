@@ -16,7 +16,7 @@ from operator import attrgetter
 import pandas as pd, torch
 from accelerate.utils import align_module_device
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from mmneurons.hooks import (
@@ -36,20 +36,14 @@ class Family:
 
     blocks: str  # list of transformer blocks, from the decoder
     down: str  # the MLP's output projection, from a block: its input is the activation A
-    up: (
-        str | None
-    )  # ungated MLPs: the layer whose output is the pre-activation Z; None where a gate multiplies
+    up: str | None  # ungated MLPs: the layer whose output is Z; None where a gate multiplies
     norm: str  # final norm, from the decoder
-    attn: str | None = (
-        None  # the attention's output projection, from a block: its input are the heads
-    )
+    attn: str | None = None  # the attention's output projection, whose input are the heads
     mixer: str | None = None  # the same of what stands in place of attention in some blocks, if any
     post_norm: str | None = None  # a norm that follows the MLP inside the block, if any
     scale: str | None = None  # a factor on the MLP's output, from a block, if any
-    project: str | None = (
-        None  # a linear layer between final norm and head, from the decoder, if any
-    )
-    batched: bool = False  # whether the blocks are handed tensors of the batch's size that are made before the first of them
+    project: str | None = None  # a linear layer between final norm and head, if any
+    batched: bool = False  # whether tensors of the batch's size are made before the first block
 
     @property
     def score_at(self) -> str:
@@ -203,7 +197,7 @@ def _random(*shape, seed=0):
     rng = torch.Generator('cpu').manual_seed(seed)
     return torch.randn(*shape, generator=rng, device='cpu', dtype=torch.float32)
 
-
+# %% ../nbs/005_families.ipynb #13b404ef
 def _hidden(linear):
     "Why the weights of a linear layer are not all that it does, or None"
     kind, weight = type(linear), getattr(linear, 'weight', None)
@@ -230,7 +224,7 @@ def _require_plain(linear, name):
             'dequantise it, or merge its adapters (merge_and_unload) first'
         )
 
-
+# %% ../nbs/005_families.ipynb #f8318e17
 def _units(mm):
     "Neurons a layer, or an error where layers differ in kind or in width or hide their weights"
     widths = []
@@ -347,7 +341,7 @@ def tiny_lm(
     vocab_size: int = 21,  # words
     seed: int = 0,  # of all weights
     **config,  # settings in place of the tiny ones
-):
+) -> PreTrainedModel:
     "A transformers language model of two layers with random weights"
     config = (
         dict(vocab_size=vocab_size, bos_token_id=0, eos_token_id=1, pad_token_id=1)
@@ -450,7 +444,7 @@ def _silenced(mm):
     found = [m for b in mm.blocks for p in paths if (m := _found(b, p)) is not None]
     return [on_output(m, torch.zeros_like) for m in found]
 
-
+# %% ../nbs/005_families.ipynb #b6692ea6
 def _added(mm, x, *taps):
     "What each block adds to the residual stream, and its activations, both {layer: (batch, position, …)}"
     before, after, acts = {}, {}, {}
@@ -500,6 +494,7 @@ def _scaled(tensors, unit, factor):
 
 # %% ../nbs/005_families.ipynb #cb7a1d77
 def _rows(layer):
+    "(input, output) weights of a linear layer, to be changed in place"
     return layer.weight.data.T if isinstance(layer, nn.Linear) else layer.weight.data
 
 # %% ../nbs/005_families.ipynb #5b384ce3
@@ -508,7 +503,7 @@ def _strongest(mm, x, layer):
     _, acts = _added(mm, x)
     return (acts[layer].norm(dim=(0, 1)) * output_vectors(mm, layer).norm(dim=1)).argmax().item()
 
-
+# %% ../nbs/005_families.ipynb #5b384ce4
 @torch.no_grad()
 def check_ablation(
     mm,  # a `NeuronLM` or `MultimodalLM`
@@ -526,15 +521,9 @@ def check_ablation(
     plain = _logits(mm, x)
     return _error(got - plain, want - plain)
 
-# %% ../nbs/005_families.ipynb #af3e1334
-def check_score(
-    mm,  # a `NeuronLM` or `MultimodalLM`
-    x,  # (batch, position, d_model), any input
-    layer: int = 0,  # of the unit
-    token: int = 5,  # whose logit is explained
-    eps: float = 1e-2,  # the factor's distance from one
-) -> float:  # relative error
-    "(c) Is eq. 2's score, at the unit with the highest, the finite difference of the logit?"
+# %% ../nbs/005_families.ipynb #af3e1332
+def _scores(mm, x, layer, token):
+    "Eq. 2 of each neuron of a layer for the first row of `x`, summed over positions"
     kept = {}
 
     def keep(l, z):
@@ -544,31 +533,41 @@ def check_score(
     with differentiable(mm.lm), hook_neurons(mm, keep, [layer], mm.family.score_at):
         _logits(mm, x.clone().requires_grad_())[0, token].backward()
     z = kept[layer]
-    scores = (z.detach() * z.grad)[0].sum(0)
-    unit = scores.abs().argmax().item()
+    return (z.detach() * z.grad)[0].sum(0)
+
+# %% ../nbs/005_families.ipynb #af3e1333
+def _scaled_run(mm, x, layer, unit, factor):
+    "Logits, and the activations of a layer, with the weights that a neuron's score is about multiplied"
     up = mm.family.up and attrgetter(mm.family.up)(mm.blocks[layer])
-    if up:
-        rows = [up.weight.data if isinstance(up, nn.Linear) else up.weight.data.T] + (
-            [up.bias.data] if up.bias is not None else []
-        )
-    else:
-        rows = [_rows(mm.down(layer))]
+    rows = [_rows(up).T, up.bias] if up else [_rows(mm.down(layer))]
+    acts = {}
+    with (
+        torch.no_grad(),
+        _scaled([r.data for r in rows if r is not None], unit, factor),
+        hook_neurons(mm, acts.__setitem__, layers=[layer]),
+    ):
+        return _logits(mm, x), acts[layer]
 
-    def turned(factor):
-        with (
-            torch.no_grad(),
-            _scaled(rows, unit, factor),
-            hook_neurons(mm, lambda l, a: acts.append(a), layers=[layer]),
-        ):
-            return _logits(mm, x)[0, token]
-
-    acts = []
-    slope = (turned(1 + eps) - turned(1 - eps)) / (2 * eps)
-    moved = (acts[0] - acts[1]).norm(dim=(0, 1))
-    elsewhere = (
-        1 - moved[unit] / (moved.norm() + 1e-12) if up and unit < len(moved) else 1.0 * bool(up)
+# %% ../nbs/005_families.ipynb #af3e1334
+def check_score(
+    mm,  # a `NeuronLM` or `MultimodalLM`
+    x,  # (batch, position, d_model), any input
+    layer: int = 0,  # of the unit
+    token: int = 5,  # whose logit is explained
+    eps: float = 1e-2,  # the factor's distance from one
+) -> float:  # relative error
+    "(c) Is eq. 2's score, at the unit with the highest, the finite difference of the logit?"
+    scores = _scores(mm, x, layer, token)
+    unit = scores.abs().argmax().item()
+    (more, high), (less, low) = (
+        _scaled_run(mm, x, layer, unit, factor) for factor in (1 + eps, 1 - eps)
     )
-    return max(_error(slope, scores[unit]), float(elsewhere))
+    error = _error((more - less)[0, token] / (2 * eps), scores[unit])
+    if not mm.family.up:
+        return error
+    moved = (high - low).norm(dim=(0, 1))
+    elsewhere = 1 - moved[unit] / (moved.norm() + 1e-12) if unit < len(moved) else 1.0
+    return max(error, float(elsewhere))
 
 # %% ../nbs/005_families.ipynb #92cfceb3
 @torch.no_grad()
@@ -588,6 +587,13 @@ def check_readout(
 
     want = torch.cat([says(row) - says(0 * row) for row in v])
     return _error(_normalized(readout(mm, v).double()), _normalized(want))
+
+# %% ../nbs/005_families.ipynb #ecd7dce7
+def _added_for(mm, x, layers, attention):
+    "What each block adds with the MLPs at zero and `attention` as the output of the attention"
+    taps = [on_output(mm.down(l), torch.zeros_like) for l in range(mm.n_layers)]
+    taps += [on_output(mm.attention(l), lambda h: attention.to(h)) for l in layers]
+    return _added(mm, x, *taps)[0]
 
 # %% ../nbs/005_families.ipynb #ecd7dce8
 @torch.no_grad()
@@ -611,18 +617,9 @@ def check_attention(
     with _scaled([_rows(first)], slice(width), 0):
         want = _logits(mm, x)
     noise = _random(*x.shape[:2], _width(first)[1])
-    silent = [on_output(mm.down(l), torch.zeros_like) for l in range(mm.n_layers)]
-
-    def added(shift):
-        new = noise.roll(shift, 1)
-        return _added(
-            mm, x, *silent, *(on_output(mm.attention(l), lambda h: new.to(h)) for l in layers)
-        )[0]
-
-    still, moved = added(0), added(1)
-    return max(
-        _error(got - plain, want - plain), *(_error(moved[l], still[l].roll(1, 1)) for l in layers)
-    )
+    still, moved = (_added_for(mm, x, layers, noise.roll(shift, 1)) for shift in (0, 1))
+    shifts = [_error(moved[l], still[l].roll(1, 1)) for l in layers]
+    return max(_error(got - plain, want - plain), *shifts)
 
 # %% ../nbs/005_families.ipynb #0286dd55
 def check_family(

@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['Tap', 'on_input', 'on_output', 'HookNeverRan', 'attached', 'hooks_open', 'on_gradient', 'differentiable',
-           'hook_neurons', 'clamp_neurons', 'edit_residual', 'read_residual', 'widened', 'logits_at']
+           'hook_neurons', 'neuron_masks', 'clamp_neurons', 'edit_residual', 'read_residual', 'widened', 'logits_at']
 
 # %% ../nbs/002_hooks.ipynb #68bbad07
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 # %% ../nbs/002_hooks.ipynb #660a3954
 @dataclass(eq=False)
@@ -27,7 +28,12 @@ class Tap:
     name: str = 'hidden_states'  # the input's name, where the module is called with keywords
     ran: bool = False  # whether `fn` was called since the context was opened
 
-    def before(self, module, args, kwargs):  # as PyTorch calls a forward pre-hook
+    def before(
+        self,
+        module: nn.Module,  # the module, as PyTorch hands it to a forward pre-hook
+        args: tuple,  # what it is called with
+        kwargs: dict,  # what it is called with by name
+    ) -> tuple[tuple, dict] | None:  # what it is called with instead; None: the same
         "Read or replace the module's input"
         if not args and self.name not in kwargs:
             raise TypeError(f'{type(module).__name__} was called without {self.name!r}')
@@ -37,7 +43,12 @@ class Tap:
             return None
         return ((new, *args[1:]), kwargs) if args else (args, kwargs | {self.name: new})
 
-    def after(self, module, args, out):  # as PyTorch calls a forward hook
+    def after(
+        self,
+        module: nn.Module,  # the module, as PyTorch hands it to a forward hook
+        args: tuple,  # what it was called with
+        out: torch.Tensor | tuple,  # what it returns
+    ) -> torch.Tensor | tuple | None:  # what it returns instead; None: the same
         "Read or replace the module's output"
         first = out[0] if isinstance(out, tuple) else out
         if not torch.is_tensor(first):
@@ -46,8 +57,8 @@ class Tap:
         new = self.fn(first)
         return (new, *out[1:]) if isinstance(out, tuple) and new is not None else new
 
-    def register(self):
-        "Hand the function to PyTorch; the handle that comes back removes it"
+    def register(self) -> RemovableHandle:  # its `remove` takes the hook away
+        "Hand the function to PyTorch"
         self.ran = False
         if self.side == 'input':
             return self.module.register_forward_pre_hook(self.before, with_kwargs=True)
@@ -170,6 +181,25 @@ def hook_neurons(
     with attached(*(tap for l in layers for tap in _taps_of_layer(mm, l, fn, at))):
         yield
 
+# %% ../nbs/002_hooks.ipynb #c2f4a2a3
+def neuron_masks(
+    mm,  # a `MultimodalLM` or `NeuronLM`
+    tables: list,  # of neurons (columns layer and unit); one for each row of the batch
+) -> torch.Tensor:  # (row, layer, unit) bool
+    "Which neurons of which row; a neuron that the model does not have is an error"
+    mask = torch.zeros(len(tables), mm.n_layers, mm.n_units, dtype=torch.bool)
+    for row, table in enumerate(tables):
+        layer, unit = (torch.tensor(table[c].to_numpy(int)) for c in ('layer', 'unit'))
+        wrong = (layer < 0) | (layer >= mm.n_layers) | (unit < 0) | (unit >= mm.n_units)
+        if wrong.any():
+            first = wrong.nonzero()[0, 0]
+            raise ValueError(
+                f'there is no unit {unit[first]} in layer {layer[first]}: '
+                f'the model has {mm.n_layers} layers of {mm.n_units}, counted from 0'
+            )
+        mask[row, layer, unit] = True
+    return mask
+
 # %% ../nbs/002_hooks.ipynb #c2f4a2a4
 @contextmanager
 def clamp_neurons(
@@ -216,7 +246,7 @@ def read_residual(
     mm,  # a `MultimodalLM` or `NeuronLM`
     fn: Callable,  # `fn(layer, stream)` with stream (batch, position, d_model); what it returns is ignored
     layers=None,  # behind which blocks; all by default
-):
+) -> AbstractContextManager[None]:
     "Show `fn` the residual stream as it leaves each block while the context is open"
 
     def look(layer, stream):

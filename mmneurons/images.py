@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from .runs import DataError
+from .runs import DataError, needs
 
 # %% ../nbs/003_images.ipynb #5c9d21ce
 def one_line(
@@ -109,11 +109,9 @@ def _opened(path):
         if _start(path)[4:12] not in HEIC:
             raise
         try:
-            from pillow_heif import register_heif_opener
-        except ImportError:
-            how = 'pip install pillow-heif, or save it as JPEG'
-            raise ImageError(f'a HEIC image needs the package pillow-heif: {how}') from None
-        register_heif_opener()
+            needs('pillow_heif', 'heic', 'a HEIC image').register_heif_opener()
+        except ValueError as e:
+            raise ImageError(f'{e}, or save it as JPEG') from None
         return Image.open(path)
 
 # %% ../nbs/003_images.ipynb #5c9d21b8

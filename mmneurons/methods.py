@@ -8,6 +8,7 @@ __all__ = ['counterfactual_image', 'batch_activations', 'counterfactual_prompts'
 
 # %% ../nbs/02_methods.ipynb #963a84f0
 from collections.abc import Callable
+from functools import partial
 
 import pandas as pd
 import torch
@@ -16,7 +17,7 @@ from PIL import Image, ImageFilter
 from .activations import Baseline
 from .attribution import batch_inputs, passes, target_logits
 from .families import output_vectors, post_scale, readout
-from .hooks import clamp_neurons, logits_at, widened
+from .hooks import clamp_neurons, logits_at, neuron_masks, widened
 from .model import MultimodalLM, Seen
 from .targets import Target, position_slice
 
@@ -24,7 +25,7 @@ from .targets import Target, position_slice
 def counterfactual_image(
     image: Image.Image,  # RGB
     kind='blur',  # 'blur', 'mean', or an image
-):  # an image
+) -> Image.Image:  # as large
     "What an image is compared with"
     if not isinstance(kind, str):
         return kind
@@ -40,13 +41,17 @@ def batch_activations(
     mm: MultimodalLM,  # the model
     soft_prompt,  # (batch, patch, d_model)
     targets: list[list[Target]],  # of each image
-) -> tuple[
-    dict[int, torch.Tensor], torch.Tensor
-]:  # {layer: (batch, position, unit)}, logits (target, vocab)
-    "All activations of a batch, and the logits where its targets are predicted"
+) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
+    "Activations {layer: (batch, position, unit)}, and the logits (target, vocab) of the targets"
     kept: dict[int, torch.Tensor] = {}
     logits = target_logits(mm, soft_prompt, targets, lambda layer, acts: kept.update({layer: acts}))
     return kept, logits
+
+# %% ../nbs/02_methods.ipynb #8dba1db2
+def _activations_for(mm, prompts, targets):
+    "As `start` of `passes`: what the neurons do for other prompts"
+    acts, _ = batch_activations(mm, prompts, targets)
+    return lambda layer, _: acts[layer]
 
 # %% ../nbs/02_methods.ipynb #8dba1db3
 def counterfactual_prompts(
@@ -69,9 +74,22 @@ def patching(
     counterfactual='blur',  # as in `counterfactual_image`
 ) -> torch.Tensor:  # logits (target, vocab)
     "(A − A of the counterfactual) × ∂y/∂A"
-    other, _ = batch_activations(mm, counterfactual_prompts(mm, seen, counterfactual), targets)
     prompts = torch.cat([s.soft_prompt for s in seen])
-    return passes(mm, prompts, targets, each, positions, start=lambda layer, acts: other[layer])
+    start = _activations_for(mm, counterfactual_prompts(mm, seen, counterfactual), targets)
+    return passes(mm, prompts, targets, each, positions, start=start)
+
+# %% ../nbs/02_methods.ipynb #c5b76da2
+def _along(mm, prompts, targets, start, positions, steps):
+    "{(layer, row): (mean slope × change, change)} over the steps from `start`, one word an image"
+    total = {}
+
+    def add(layer, row, _, scores, acts, change):
+        before = total.get((layer, row), (0, None))[0]
+        total[layer, row] = before + scores / steps, change
+
+    for n in range(steps):
+        passes(mm, prompts, targets, add, positions, start=start, dim=(n + 0.5) / steps)
+    return total
 
 # %% ../nbs/02_methods.ipynb #c5b76da3
 def integrated(
@@ -94,18 +112,9 @@ def integrated(
     acts, logits = batch_activations(mm, prompts, targets)
     for i in range(max(map(len, targets))):
         rows = [r for r, words in enumerate(targets) if i < len(words)]
-        column, total = [[targets[r][i]] for r in rows], {}
-        start = None
-        if others is not None:
-            other, _ = batch_activations(mm, others[rows], column)
-            start = lambda layer, acts, other=other: other[layer]
-
-        def add(layer, row, _, scores, acts, change):
-            before = total.get((layer, row), (0, None))[0]
-            total[layer, row] = before + scores / steps, change
-
-        for n in range(steps):
-            passes(mm, prompts[rows], column, add, positions, start=start, dim=(n + 0.5) / steps)
+        column = [[targets[r][i]] for r in rows]
+        start = None if others is None else _activations_for(mm, others[rows], column)
+        total = _along(mm, prompts[rows], column, start, positions, steps)
         for (layer, row), (scores, change) in total.items():
             p = position_slice(mm, column[row][0], positions)
             each(layer, rows[row], i, scores, acts[layer][rows[row], p], change)
@@ -153,6 +162,15 @@ def replacement(
         return value[None]
     return float(value)
 
+# %% ../nbs/02_methods.ipynb #667be541
+def _word_scores(mm, x, step, target, rows):
+    "(row, 2): logit and log probability of a word, for `rows` equal rows of one prompt"
+    vectors = x.expand(rows, -1, -1).contiguous() if mm.family.batched else x
+    with logits_at(mm, [(r, step) for r in range(rows)]):
+        logits = mm.lm(inputs_embeds=vectors, use_cache=False).logits[:, 0].double()
+    both = torch.stack([logits, logits.log_softmax(-1)], 1)
+    return both[:, :, target.token_id].cpu()
+
 # %% ../nbs/02_methods.ipynb #667be543
 @torch.no_grad()
 def ablation_effects(
@@ -171,23 +189,21 @@ def ablation_effects(
     own_positions = torch.is_tensor(value) and value.shape[-1] > 1
     if own_positions and p != position_slice(mm, target, 'image'):
         raise ValueError("activations of an image replace those at positions='image'")
-
-    def word(rows):
-        vectors = x.expand(rows, -1, -1).contiguous() if mm.family.batched else x
-        with logits_at(mm, [(r, step) for r in range(rows)]):
-            logits = mm.lm(inputs_embeds=vectors, use_cache=False).logits[:, 0].double()
-        both = torch.stack([logits, logits.log_softmax(-1)], 1)
-        return both[:, :, target.token_id].cpu()
-
+    word = partial(_word_scores, mm, x, step, target)
     intact, effects = word(1), torch.empty(len(sets), 2, dtype=torch.double)
     lowest = torch.tensor([int(s.layer.min()) for s in sets])
     for part in lowest.argsort(stable=True).split(chunk):
-        mask = torch.zeros(len(part), mm.n_layers, mm.n_units, dtype=torch.bool)
-        for row, n in enumerate(part.tolist()):
-            mask[row, sets[n].layer.tolist(), sets[n].unit.tolist()] = True
+        mask = neuron_masks(mm, [sets[n] for n in part.tolist()])
         with widened(mm, int(lowest[part[0]]), len(part)), clamp_neurons(mm, mask, value, p):
             effects[part] = intact - word(len(part))
     return pd.DataFrame(effects.numpy(), columns=['logit', 'log_prob'])
+
+# %% ../nbs/02_methods.ipynb #5a5b0f9a
+def _at_largest(effects, acts):
+    "(position, unit): the effect of each unit where its activation is largest, elsewhere zero"
+    there = acts.abs().argmax(0, keepdim=True)
+    effects = effects[None].to(acts.device)
+    return torch.zeros_like(acts, dtype=torch.float).scatter_(0, there, effects)
 
 # %% ../nbs/02_methods.ipynb #5a5b0f9b
 def exact(
@@ -212,8 +228,5 @@ def exact(
             effects[*named] = torch.tensor(found.logit.to_numpy(), dtype=torch.float)
             for layer, a in acts.items():
                 a = a[row, position_slice(mm, target, positions)]
-                scores = torch.zeros_like(a, dtype=torch.float)
-                there = a.abs().argmax(0, keepdim=True)
-                scores.scatter_(0, there, effects[layer].to(a.device)[None])
-                each(layer, row, i, scores, a, a)
+                each(layer, row, i, _at_largest(effects[layer], a), a, a)
     return logits

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'LICENCES', 'CARD', 'ModelConfig', 'licence_of', 'credits', 'read_projection', 'check_projection',
-           'load_projection', 'save_projection', 'lm_config_of', 'kept_bytes', 'Plan', 'size_of', 'whole_modules',
-           'bytes_saved', 'plan', 'free_memory', 'require_memory', 'smaller', 'Slice', 'weight_files', 'lazy_weights',
-           'local_folder', 'only_special_tokens', 'quantiser', 'load_lm', 'write_pair', 'Pair', 'read_pair',
-           'find_pair', 'usual_defaults', 'Parts', 'load_parts', 'projection_file', 'default_pair']
+           'load_projection', 'save_projection', 'projection_hash', 'lm_config_of', 'kept_bytes', 'Plan', 'size_of',
+           'whole_modules', 'bytes_saved', 'plan', 'free_memory', 'require_memory', 'smaller', 'Slice', 'weight_files',
+           'lazy_weights', 'local_folder', 'only_special_tokens', 'quantiser', 'load_lm', 'write_pair', 'Pair',
+           'read_pair', 'find_pair', 'usual_defaults', 'Parts', 'load_parts', 'projection_file', 'default_pair']
 
 # %% ../nbs/007_pairs.ipynb #ac3478d6
-import contextlib, importlib.util, io, json, lzma, pickle, sys
+import contextlib, hashlib, importlib.util, io, json, lzma, pickle, sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -38,19 +39,13 @@ class ModelConfig:
 
     lm: str  # key of `WEIGHTS`, a folder, or a hub repository
     encoder: str  # a name for `encoder_spec`
-    projection: str | None = (
-        None  # key of `PUBLISHED`, a file in the package's `assets`, or None: bring one, or train one
-    )
+    projection: str | None = None  # key of `PUBLISHED`, or a file in `assets`; None: bring one
     image_size: tuple[int, int] | None = None  # in place of the encoder's own
     prompt: str = 'A picture of'  # prompt after the image
     bos: bool = True  # a begin token before the image, where the tokenizer has one
     lm_revision: str | None = None  # branch, tag or commit of the hub repository
-    tokenizer: str | None = (
-        None  # folder or repository of another tokenizer than the language model's own
-    )
-    image_token: str | None = (
-        None  # a token that is added to the tokenizer; the vocabulary is then cut to its length
-    )
+    tokenizer: str | None = None  # folder or repository of another one than the language model's
+    image_token: str | None = None  # added to the tokenizer; the vocabulary is cut to its length
     dtype: str = 'float32'  # of the language model
 
 # %% ../nbs/007_pairs.ipynb #0ade7c2c
@@ -163,22 +158,27 @@ def save_projection(
         raise ValueError(f'{mm.config.lm} sees by itself: there is no projection to save')
     if Path(file).suffix in ('.ckpt', '.pt'):
         torch.save(tensors, buffer := io.BytesIO())
-        return write_atomic(file, buffer.getvalue())
-    info = dict(
-        lm=mm.config.lm,
-        encoder=mm.config.encoder,
-        image_size=mm.encoder.spec.image_size,
-        **metadata,
-    )
-    write_atomic(
-        file,
-        save(tensors, {k: v if isinstance(v, str) else json.dumps(v) for k, v in info.items()}),
-    )
+        data = buffer.getvalue()
+    else:
+        about = dict(lm=mm.config.lm, encoder=mm.config.encoder)
+        about |= dict(image_size=mm.encoder.spec.image_size, **metadata)
+        texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in about.items()}
+        data = save(tensors, texts)
+    write_atomic(file, data)
+
+# %% ../nbs/007_pairs.ipynb #c7hash01
+def projection_hash(
+    mm,  # a `MultimodalLM`
+) -> str:  # 12 hexadecimal digits; '' for a model that sees by itself
+    "What tells one projection from another, on whatever device and in whatever precision it stands"
+    tensors = [t.detach().cpu().half().contiguous() for t in mm.projection.state_dict().values()]
+    joined = b''.join(t.numpy().tobytes() for t in tensors)
+    return hashlib.sha256(joined).hexdigest()[:12] if joined else ''
 
 # %% ../nbs/007_pairs.ipynb #91032ad7
 def lm_config_of(
     config: ModelConfig,  # of the pair
-):  # transformers' configuration
+) -> transformers.PreTrainedConfig:
     "The language model's configuration, from a converted package, a folder, or the hub"
     name = lm_folder(config.lm) if config.lm in WEIGHTS else config.lm
     try:
@@ -346,7 +346,7 @@ class Slice:
         flat = torch.empty(reach if 0 not in self.size else 0, dtype=self.type)
         with open(self.file, 'rb', buffering=0) as f:
             f.seek(self.offset)
-            into = memoryview(flat.view(torch.uint8).numpy())
+            into = flat.view(torch.uint8).numpy().data
             while len(into) and (n := f.readinto(into)):  # one call reads 2 GB at most
                 into = into[n:]
         if len(into):
@@ -424,9 +424,7 @@ def quantiser(
     if bits not in (8, 4):
         raise ValueError(f'bits is 8 or 4, not {bits}')
     if not importlib.util.find_spec('bitsandbytes'):
-        raise FileNotFoundError(
-            f"bits={bits} needs bitsandbytes: pip install 'mmneurons[quantized]'"
-        )
+        raise FileNotFoundError(f'bits={bits} needs bitsandbytes: pip install bitsandbytes')
     kept = dict(llm_int8_skip_modules=whole_modules(lm))
     if bits == 8:
         return transformers.BitsAndBytesConfig(load_in_8bit=True, **kept)
@@ -445,8 +443,8 @@ def load_lm(
     device: str,  # where they go
     device_map=None,  # in place of `device`: 'auto' spreads the model over what there is
     bits: int | None = None,  # 8 or 4: quantise all but what neurons are decoded with
-):  # language model, tokenizer
-    "The language model on its device, and the tokenizer; with an image token the vocabulary is cut to the tokenizer's"
+) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
+    "The language model on its device, and the tokenizer; with an image token it has its vocabulary"
     folder = local_folder(config)
     lm_config = AutoConfig.from_pretrained(folder)
     with torch.device('meta'):
@@ -601,7 +599,7 @@ def find_pair(
 
 # %% ../nbs/007_pairs.ipynb #c7part01
 @contextlib.contextmanager
-def usual_defaults():
+def usual_defaults() -> Iterator[None]:
     "New tensors are float32 on the CPU inside this context, whatever defaults are set outside"
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
@@ -664,8 +662,10 @@ def projection_file(
     label: str,  # name of the pair, for the error
 ) -> Path:
     "The file of a pair's projection, fetched where it is published elsewhere"
-    if given or isinstance(pair.projection, Path):
-        return Path(given or pair.projection)
+    if given:
+        return Path(given)
+    if isinstance(pair.projection, Path):
+        return pair.projection
     if isinstance(pair.projection, Published):
         return fetch(pair.projection)
     raise ValueError(

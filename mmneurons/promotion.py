@@ -57,7 +57,8 @@ def vocabulary_moments(
 ) -> tuple:  # mean (d_model,), covariance (d_model, d_model)
     "The first two moments, over the vocabulary, of the directions that the lens reads"
     weight, n = output_vectors(mm, 0, slice(1)), len(mm.lm.get_output_embeddings().weight)
-    eye, total, square = torch.eye(mm.d_model).to(weight), 0.0, 0.0
+    eye, total = torch.eye(mm.d_model).to(weight), torch.zeros((), dtype=torch.double)
+    square = total
     for start in range(0, n, chunk):
         rows = readout(mm, eye, slice(start, min(n, start + chunk))).float()
         total, square = total + rows.sum(1).double(), square + (rows @ rows.T).double()

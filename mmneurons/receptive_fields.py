@@ -71,20 +71,22 @@ def heatmaps(
         raise ValueError(
             f"baseline is a Baseline, None (over the gallery) or 'none', not {baseline!r}"
         )
-    usual = 0
-    if baseline != 'none':
+    usual = torch.zeros(1)
+    if not isinstance(baseline, str):
         usual = patch_activations(as_baseline(mm, baseline).mean, neurons)
     for image in images:
         if box and isinstance(image, Seen):
             raise ValueError(
                 'a Seen is the whole of what the model was shown: give the image with box'
             )
-        image = image if isinstance(image, Seen) else as_image(image)
-        whole = image.image.size if isinstance(image, Seen) else image.size
-        shape, inside = size or whole[::-1], box
-        acts = neuron_activations(mm, image.crop(box) if box else image, neurons) - usual
+        whole = image.image if isinstance(image, Seen) else as_image(image)
+        shape, inside = size or whole.size[::-1], box
+        shown = image if isinstance(image, Seen) else whole.crop(box) if box else whole
+        acts = neuron_activations(mm, shown, neurons) - usual
         if box:
-            inside = tuple(round(v * s / f) for v, s, f in zip(box, shape[::-1] * 2, whole * 2))
+            inside = tuple(
+                round(v * s / f) for v, s, f in zip(box, shape[::-1] * 2, whole.size * 2)
+            )
         yield to_pixels(acts, mm.grid, shape, inside)
 
 # %% ../nbs/04_receptive_fields.ipynb #0a4c81e0

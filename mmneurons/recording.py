@@ -106,10 +106,9 @@ class ActivationRun(RunFolder):
         self.group, self.batch_size, self.block = group, batch_size, block
         layers = {f'{place} {layer}': 'binary' for place in PLACES for layer in range(mm.n_layers)}
         columns = dict(image_id='string', concepts='string', group='string') | layers
-        identity = dict(version=__version__, model=fingerprint(mm), data=data_fingerprint(data))
-        identity |= dict(
-            images=len(data), block=block, lead=lead, by=getattr(by, '__qualname__', by)
-        )
+        weights, name = fingerprint(mm), getattr(by, '__qualname__', by)
+        identity = dict(version=__version__, model=weights, data=data_fingerprint(data))
+        identity = dict(identity, images=len(data), block=block, lead=lead, by=name)
         super().__init__(folder, dict(activations=schema(**columns)), identity, device=mm.device)
 
     def activations_block(

@@ -4,9 +4,13 @@
 
 # %% auto #0
 __all__ = ['SCHEMAS', 'TASKS', 'SCORES', 'VALUES', 'FORMAT', 'read_table', 'SweepConfig', 'check_config', 'refuse_old_run',
-           'describe_model', 'signs_of', 'Sweep', 'check_names', 'thumbnail', 'image_row', 'marked', 'chosen_half',
-           'most_counted', 'fields', 'split_rows', 'partners_of', 'bert_scorer', 'measures_of', 'related_scores',
-           'sweep']
+           'describe_model', 'signs_of', 'Sweep', 'check_names', 'open_examples', 'attributed_indices', 'one_by_one',
+           'make_baseline', 'measure_baseline', 'thumbnail', 'in_batches', 'see_examples', 'attribute_examples',
+           'image_row', 'attribute_block', 'marked', 'ranked_neurons', 'random_pool', 'decode_ranked', 'chosen_half',
+           'count_by_noun', 'most_counted', 'watch_neurons', 'fields', 'overlap_rows', 'split_rows', 'mask_tables',
+           'masks_block', 'partners_of', 'ablated_values', 'arms_of', 'curve_of', 'ablate_block', 'bert_scorer',
+           'with_bert', 'measures_of', 'related_scores', 'prompt_tokens', 'score_rows', 'tokens_of', 'scores_block',
+           'do_task', 'sweep']
 
 # %% ../nbs/06_sweep.ipynb #1b645389
 import io
@@ -17,14 +21,13 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from fastcore.basics import patch
 from PIL import Image
 
 from . import __version__
@@ -167,6 +170,11 @@ class SweepConfig:
         "Where neurons are ablated: the paper's way everywhere, else where the image is read"
         return 'all' if (self.score, self.value) == ('paper', 'zero') else 'image'
 
+    @property
+    def needs_baseline(self) -> bool:
+        "Whether a task of the run reads one"
+        return self.score == 'contrast' or 'masks' in self.tasks or self.value == 'mean'
+
 # %% ../nbs/06_sweep.ipynb #a40c1f02
 def check_config(
     config: SweepConfig,  # as it was given
@@ -263,6 +271,11 @@ class Sweep(RunFolder):
         about = describe_model(mm, config) | (about or {})
         super().__init__(folder, SCHEMAS, identity, about, mm.device)
 
+    @property
+    def baseline_file(self) -> Path:
+        "Where the run's baseline is kept"
+        return self.folder / 'baseline.safetensors'
+
     @cached_property
     def baseline(self) -> Baseline:
         "The run's own baseline, once `make_baseline` has written it"
@@ -313,17 +326,16 @@ def check_names(
         )
 
 # %% ../nbs/06_sweep.ipynb #761f22b2
-@patch
-def opened(
-    self: Sweep,
+def open_examples(
+    run: Sweep,  # the run
     indices: Iterable[int],  # places in the data set
     failed: Callable,  # `failed(names of images, reason, lost)`
 ) -> Iterator[tuple[int, Example]]:  # (place in the data set, Example)
     "The images that can be opened"
     for i in indices:
-        name = self.data.rows[i]['image_id']
+        name = run.data.rows[i]['image_id']
         try:
-            example = self.data[i]
+            example = run.data[i]
             example.nouns  # which a reader may find late
         except (OSError, ValueError) as e:
             failed([name], DataError(e))
@@ -333,21 +345,19 @@ def opened(
             yield i, example
 
 # %% ../nbs/06_sweep.ipynb #a40c1f04
-@patch
-def indices(
-    self: Sweep,
+def attributed_indices(
+    run: Sweep,  # the run
     block: int,  # number
 ) -> list[int]:  # places in the data set
     "The images of a block that have been attributed"
-    return self.read('images', block)['index'].tolist()
+    return run.read('images', block)['index'].tolist()
 
 # %% ../nbs/06_sweep.ipynb #897d494c
-@patch
 def one_by_one(
-    self: Sweep,
+    run: Sweep,  # the run
     items: Iterable,  # tuples: place in the data set, Example, and maybe more
     do: Callable,  # `do(*item)` → rows or tables
-    failed: Callable,  # as in `opened`
+    failed: Callable,  # as in `open_examples`
 ) -> Iterator:  # what `do` gives
     "Do each image by itself; list those that fail"
 
@@ -357,42 +367,31 @@ def one_by_one(
     for _, (found,) in in_halves([*items], lambda part: [do(*part[0])], named, 1):
         yield found
 
-# %% ../nbs/06_sweep.ipynb #80e28a51
-@patch(as_prop=True)
-def baseline_file(self: Sweep) -> Path:
-    "Where the run's baseline is kept"
-    return self.folder / 'baseline.safetensors'
-
-# %% ../nbs/06_sweep.ipynb #aaf76dd2
-@patch
-def needs_baseline(self: Sweep) -> bool:
-    "Whether a task of this run reads it"
-    tasks, config = self.config.tasks, self.config
-    return config.score == 'contrast' or 'masks' in tasks or config.value == 'mean'
-
 # %% ../nbs/06_sweep.ipynb #f5904e6c
-@patch
-def make_baseline(self: Sweep):
+def make_baseline(
+    run: Sweep,  # the run
+):
     "Measure the baseline and save it, unless that has been done"
-    if self.team.is_main_process and self.needs_baseline() and not self.baseline_file.exists():
-        for left in self.folder.glob('.baseline.*'):
+    if run.team.is_main_process and run.config.needs_baseline and not run.baseline_file.exists():
+        for left in run.folder.glob('.baseline.*'):
             left.unlink()  # of a process that was killed
-        self.measured_baseline().save(self.baseline_file)
-    self.team.wait_for_everyone()
+        measure_baseline(run).save(run.baseline_file)
+    run.team.wait_for_everyone()
 
 # %% ../nbs/06_sweep.ipynb #a40c1f05
-@patch
-def measured_baseline(self: Sweep) -> Baseline:
+def measure_baseline(
+    run: Sweep,  # the run
+) -> Baseline:
     "The baseline over the first images of the data set that can be opened"
-    n = min(self.config.reference, len(self.data))
+    n = min(run.config.reference, len(run.data))
     while True:
-        images = (ex.image for _, ex in self.opened(range(n), lambda *why: None))
+        images = (ex.image for _, ex in open_examples(run, range(n), lambda *why: None))
         try:
-            return Baseline.over(self.mm, images, f'the first {n} of the run', self.batch_size)
+            return Baseline.over(run.mm, images, f'the first {n} of the run', run.batch_size)
         except Exception as e:
-            if self.batch_size == 1 or not out_of_memory(e):
+            if run.batch_size == 1 or not out_of_memory(e):
                 raise
-        self.batch_size = -(-self.batch_size // 2)
+        run.batch_size = -(-run.batch_size // 2)
 
 # %% ../nbs/06_sweep.ipynb #92cfceb3
 def thumbnail(
@@ -406,58 +405,55 @@ def thumbnail(
     return buffer.getvalue()
 
 # %% ../nbs/06_sweep.ipynb #a40c1f07
-@patch
 def in_batches(
-    self: Sweep,
+    run: Sweep,  # the run
     items: Iterable,  # tuples that begin with place in the data set, Example
     do: Callable,  # `do(batch)` → a list of as many results
-    failed: Callable,  # as in `opened`
+    failed: Callable,  # as in `open_examples`
 ) -> Iterator[tuple]:  # place, Example, result
     "Do images in batches; a batch size that memory refused is not tried again"
 
     def named(part, reason, lost=True):
         failed([ex.image_id for _, ex, *_ in part], reason, lost)
         if not lost:
-            self.batch_size = min(self.batch_size, -(-len(part) // 2))
+            run.batch_size = min(run.batch_size, -(-len(part) // 2))
 
-    for part, results in in_halves([*items], do, named, self.batch_size):
+    for part, results in in_halves([*items], do, named, run.batch_size):
         yield from ((i, ex, found) for (i, ex, *_), found in zip(part, results))
 
 # %% ../nbs/06_sweep.ipynb #98fbc42f
-@patch
-def seen(
-    self: Sweep,
+def see_examples(
+    run: Sweep,  # the run
     examples: Iterable,  # (place in the data set, Example)
-    failed: Callable,  # as in `opened`
+    failed: Callable,  # as in `open_examples`
 ) -> Iterator[tuple[int, Example, Seen]]:
     "Encode and caption images; a caption without a noun is a failure"
 
     def do(part):
         images, names = ([getattr(ex, n) for _, ex in part] for n in ('image', 'image_id'))
-        return list(self.mm.see_all(images, image_ids=names, batch_size=len(part)))
+        return list(run.mm.see_all(images, image_ids=names, batch_size=len(part)))
 
-    for i, ex, seen in self.in_batches(examples, do, failed):
+    for i, ex, seen in in_batches(run, examples, do, failed):
         if first_noun(seen.caption) is None:
             failed([ex.image_id], f'its caption has no noun: {seen.caption!r}')
         else:
             yield i, ex, seen
 
 # %% ../nbs/06_sweep.ipynb #a40c1f08
-@patch
-def attributed(
-    self: Sweep,
+def attribute_examples(
+    run: Sweep,  # the run
     seen: Iterable,  # (place in the data set, Example, Seen)
-    failed: Callable,  # as in `opened`
+    failed: Callable,  # as in `open_examples`
 ) -> Iterator[tuple[int, Example, Attribution]]:
     "Attribute the first noun of each image's caption"
-    paper = self.config.score == 'paper'
-    options = {} if paper else dict(baseline=self.baseline)
+    paper = run.config.score == 'paper'
+    options = {} if paper else dict(baseline=run.baseline)
 
     def do(part):
         images = [s for *_, s in part]
-        return list(attribute_all(self.mm, images, paper=paper, batch_size=len(part), **options))
+        return list(attribute_all(run.mm, images, paper=paper, batch_size=len(part), **options))
 
-    yield from self.in_batches(seen, do, failed)
+    yield from in_batches(run, seen, do, failed)
 
 # %% ../nbs/06_sweep.ipynb #a40c1f09
 def image_row(
@@ -482,19 +478,18 @@ def image_row(
     )
 
 # %% ../nbs/06_sweep.ipynb #827bfc45
-@patch
 def attribute_block(
-    self: Sweep,
+    run: Sweep,  # the run
     block: int,  # number
-    failed: Callable,  # as in `opened`
+    failed: Callable,  # as in `open_examples`
 ) -> dict:  # tables
     "Each image's caption, and its highest-scoring neurons"
-    size, images, neurons = self.config.block, [], []
-    every = range(block * size, min(len(self.data), (block + 1) * size))
-    seen = self.seen(self.opened(every, failed), failed)
-    for i, ex, a in self.attributed(seen, failed):
-        images.append(image_row(i, ex, a, self.config.thumbnail))
-        neurons.append(top_neurons(a, self.config.k))
+    size, images, neurons = run.config.block, [], []
+    every = range(block * size, min(len(run.data), (block + 1) * size))
+    seen = see_examples(run, open_examples(run, every, failed), failed)
+    for i, ex, a in attribute_examples(run, seen, failed):
+        images.append(image_row(i, ex, a, run.config.thumbnail))
+        neurons.append(top_neurons(a, run.config.k))
     return dict(images=images, neurons=neurons)
 
 # %% ../nbs/06_sweep.ipynb #2e01e174
@@ -508,39 +503,40 @@ def marked(
     return found
 
 # %% ../nbs/06_sweep.ipynb #70b309e4
-@patch
-def ranked(self: Sweep) -> np.ndarray:  # as of `marked`
+def ranked_neurons(
+    run: Sweep,  # the run
+) -> np.ndarray:  # as of `marked`
     "Which neurons are among any image's highest-scoring ones"
-    found = np.zeros((self.mm.n_layers, self.mm.n_units, 2), bool)
-    for block in range(self.blocks):
-        found |= marked(self.mm, self.read('neurons', block))
+    found = np.zeros((run.mm.n_layers, run.mm.n_units, 2), bool)
+    for block in range(run.blocks):
+        found |= marked(run.mm, run.read('neurons', block))
     return found
 
 # %% ../nbs/06_sweep.ipynb #e1822db4
-@patch
-def pool(self: Sweep) -> np.ndarray:  # as of `marked`
+def random_pool(
+    run: Sweep,  # the run
+) -> np.ndarray:  # as of `marked`
     "The random neurons to compare with, with every sign that they can have"
-    n, signs = self.config.pool or self.mm.n_units, signs_of(self.mm, self.config)
-    drawn = random_units(self.mm.n_layers, self.mm.n_units, n, signs, self.config.seed)
-    return marked(self.mm, drawn)
+    n, signs = run.config.pool or run.mm.n_units, signs_of(run.mm, run.config)
+    drawn = random_units(run.mm.n_layers, run.mm.n_units, n, signs, run.config.seed)
+    return marked(run.mm, drawn)
 
 # %% ../nbs/06_sweep.ipynb #b7eb6c68
-@patch
-def decode_all(
-    self: Sweep,
+def decode_ranked(
+    run: Sweep,  # the run
     size: int = 1024,  # neurons a block
 ) -> bool:  # whether the task is done
     "Decode every neuron that this run needs"
-    drawn = self.pool()
-    todo = np.argwhere(self.ranked() | drawn)
+    drawn = random_pool(run)
+    todo = np.argwhere(ranked_neurons(run) | drawn)
 
     def work(block, failed):
         some = todo[block * size : (block + 1) * size] * [1, 1, 2] - [0, 0, 1]
-        found = decode(self.mm, pd.DataFrame(some, columns=KEY)).sort_values([*KEY, 'rank'])
+        found = decode(run.mm, pd.DataFrame(some, columns=KEY)).sort_values([*KEY, 'rank'])
         at = found.layer, found.unit, (found.sign > 0).astype(int)
         return dict(decoding=found.assign(drawn=drawn[at]))
 
-    return self.run('decode', work, len(todo), size, 'neuron')
+    return run.run('decode', work, len(todo), size, 'neuron')
 
 # %% ../nbs/06_sweep.ipynb #8effee40
 def chosen_half(
@@ -550,18 +546,17 @@ def chosen_half(
     return zlib.crc32(image_id.encode()) % 2 == 0
 
 # %% ../nbs/06_sweep.ipynb #a40c1f10
-@patch
-def counted_by_noun(
-    self: Sweep,
+def count_by_noun(
+    run: Sweep,  # the run
     nouns: list[str],  # which
 ) -> np.ndarray:  # (noun, layer, unit, 2)
     "How many images of each noun have each interpretable neuron among their highest, on one half of the images"
-    found = np.zeros((len(nouns), self.mm.n_layers, self.mm.n_units, 2), np.int32)
+    found = np.zeros((len(nouns), run.mm.n_layers, run.mm.n_units, 2), np.int32)
     place = {noun: n for n, noun in enumerate(nouns)}
-    for block in range(self.blocks):
-        images = self.read('images', block)[['image_id', 'noun']]
-        t = self.read('neurons', block).merge(images, on='image_id')
-        t = t.merge(self.interpretable, on=KEY)
+    for block in range(run.blocks):
+        images = run.read('images', block)[['image_id', 'noun']]
+        t = run.read('neurons', block).merge(images, on='image_id')
+        t = t.merge(run.interpretable, on=KEY)
         t = t[t.noun.isin(nouns) & t.image_id.map(chosen_half).astype(bool)]
         at = t.noun.map(place).astype(int), t.layer, t.unit, (t.sign > 0).astype(int)
         np.add.at(found, at, 1)
@@ -580,19 +575,18 @@ def most_counted(
     return pd.DataFrame(dict(noun=noun, **columns)).query('images > 0')
 
 # %% ../nbs/06_sweep.ipynb #2b9e7a32
-@patch
-def watch(
-    self: Sweep,
+def watch_neurons(
+    run: Sweep,  # the run
     n_nouns: int = 10,  # the most frequent ones
 ):
     "Write down which neurons come up most often for the most frequent nouns"
-    if self.file('watched', 0).exists() or not self.team.is_main_process:
+    if run.file('watched', 0).exists() or not run.team.is_main_process:
         return
-    nouns = Counter(read_table(self.folder, 'images', ['noun']).noun).items()
+    nouns = Counter(read_table(run.folder, 'images', ['noun']).noun).items()
     nouns = [noun for noun, _ in sorted(nouns, key=lambda c: (-c[1], c[0]))[:n_nouns]]
-    counts = self.counted_by_noun(nouns)
-    rows = [most_counted(noun, c, self.config.watch) for noun, c in zip(nouns, counts)]
-    self.write_part('watched', 0, rows)
+    counts = count_by_noun(run, nouns)
+    rows = [most_counted(noun, c, run.config.watch) for noun, c in zip(nouns, counts)]
+    run.write_part('watched', 0, rows)
 
 # %% ../nbs/06_sweep.ipynb #5a5b0f9b
 def fields(
@@ -604,9 +598,8 @@ def fields(
     return field_mask(to_pixels(acts, grid, (side, side)))
 
 # %% ../nbs/06_sweep.ipynb #6c1e671f
-@patch
-def overlaps_of(
-    self: Sweep,
+def overlap_rows(
+    run: Sweep,  # the run
     ex: Example,  # an image with masks
     arms: dict,  # arm → neurons: layer, unit, sign
     acts: dict,  # arm → their activations (neuron, patch)
@@ -619,7 +612,7 @@ def overlaps_of(
         keys['top five'] = pd.DataFrame([[-1, -1, 1]], columns=KEY)
         acts = acts | {'top five': acts['top'][:5].mean(0, keepdim=True)}
     for arm in (arm for arm in keys if len(keys[arm])):
-        found = fields(acts[arm], self.mm.grid)
+        found = fields(acts[arm], run.mm.grid)
         for category, mask in ex.masks.items():
             covered = iou(found, squashed(mask, (224, 224)))
             yield keys[arm].assign(category=category, arm=arm, iou=covered, **about)
@@ -633,25 +626,24 @@ def split_rows(
     return dict(zip(tables, values.split([len(t) for t in tables.values()])))
 
 # %% ../nbs/06_sweep.ipynb #a964978a
-@patch
 def mask_tables(
-    self: Sweep,
+    run: Sweep,  # the run
     i: int,  # place in the data set
     ex: Example,  # the image
     top: pd.DataFrame,  # its interpretable neurons, highest first: layer, unit, sign, rank
     watched: pd.DataFrame,  # layer, unit, sign
 ) -> dict:  # tables
     "Overlaps, maps and watched activations of one image, from one forward pass"
-    arms = dict(top=top, random=matched(self.interpretable, top, self.config.seed + i))
+    arms = dict(top=top, random=matched(run.interpretable, top, run.config.seed + i))
     tables = arms | dict(watched=watched)
     every = pd.concat([t[KEY] for t in tables.values()]).astype(int)
     if not len(every):
         return {}
-    acts = neuron_activations(self.mm, ex.image, every)
-    above = acts - patch_activations(self.baseline.mean, every)
+    acts = neuron_activations(run.mm, ex.image, every)
+    above = acts - patch_activations(run.baseline.mean, every)
     plain, above = (split_rows(values, tables) for values in (acts, above))
-    rows = [*self.overlaps_of(ex, arms, plain, 'none')]
-    rows += self.overlaps_of(ex, arms, above, 'position_mean')
+    rows = [*overlap_rows(run, ex, arms, plain, 'none')]
+    rows += overlap_rows(run, ex, arms, above, 'position_mean')
     maps = [v.tobytes() for v in plain['top'].half().numpy()]
     means = plain['watched'].mean(1).numpy()
     return dict(
@@ -661,23 +653,24 @@ def mask_tables(
     )
 
 # %% ../nbs/06_sweep.ipynb #511a418e
-@patch
 def masks_block(
-    self: Sweep,
+    run: Sweep,  # the run
     block: int,  # number
-    failed: Callable,  # as in `opened`
+    failed: Callable,  # as in `open_examples`
 ) -> dict:  # tables
     "Where each image's neurons are active, and how active the watched ones are"
-    neurons = self.read('neurons', block).merge(self.interpretable, on=KEY).sort_values('rank')
-    watched = self.read('watched', 0)[KEY].astype(int).drop_duplicates()
+    neurons = run.read('neurons', block).merge(run.interpretable, on=KEY).sort_values('rank')
+    watched = run.read('watched', 0)[KEY].astype(int).drop_duplicates()
     tops = dict([*neurons[['image_id', *KEY, 'rank']].groupby('image_id')])
     none, out = neurons.head(0), dict(overlaps=[], maps=[], activations=[])
 
     def do(i, ex):
         top = tops.get(ex.image_id, none)[[*KEY, 'rank']].astype(int)
-        return self.mask_tables(i, ex, top, watched)
+        return mask_tables(run, i, ex, top, watched)
 
-    for tables in self.one_by_one(self.opened(self.indices(block), failed), do, failed):
+    for tables in one_by_one(
+        run, open_examples(run, attributed_indices(run, block), failed), do, failed
+    ):
         for name, rows in tables.items():
             out[name] += rows
     return out
@@ -700,36 +693,34 @@ def partners_of(
     return pd.DataFrame(rows, index=images.image_id, columns=['other', 'third'], dtype=int)
 
 # %% ../nbs/06_sweep.ipynb #a40c1f13
-@patch
 def ablated_values(
-    self: Sweep,
+    run: Sweep,  # the run
     ex: Example,  # the image
-    failed: Callable,  # as in `opened`
+    failed: Callable,  # as in `open_examples`
 ) -> Any:  # as `value` of `ablate`; None where the other image cannot be had
     "What this image's ablated activations are set to"
-    if self.config.value != 'resample':
-        return 'zero' if self.config.value == 'zero' else self.baseline.mean
-    third = int(self.partners.third[ex.image_id])
-    found = [*self.opened([third] if third >= 0 else [], lambda *why: None)]
+    if run.config.value != 'resample':
+        return 'zero' if run.config.value == 'zero' else run.baseline.mean
+    third = int(run.partners.third[ex.image_id])
+    found = [*open_examples(run, [third] if third >= 0 else [], lambda *why: None)]
     if not found:
         failed([ex.image_id], 'no image with another noun to take activations from')
         return None
-    return unit_activations(self.mm, found[0][1].image)
+    return unit_activations(run.mm, found[0][1].image)
 
 # %% ../nbs/06_sweep.ipynb #a40c1f14
-@patch
 def arms_of(
-    self: Sweep,
+    run: Sweep,  # the run
     i: int,  # place in the data set
     a: Attribution,  # of the image
     other: Attribution | None,  # of an image with another noun
 ) -> dict:  # arm → ranking; random: {draw: ranking}
     "The arms of an image's curve"
-    ks, config = self.config.ks or default_ks(self.mm), self.config
+    ks, config = run.config.ks or default_ks(run.mm), run.config
     arms = paper_arms(
-        self.mm,
+        run.mm,
         top_neurons(a, max(ks)),
-        top_neurons(a, max(ks), interpretable=self.interpretable),
+        top_neurons(a, max(ks), interpretable=run.interpretable),
         None if other is None else top_neurons(other, max(ks)),
         k=max(ks),
         seeds=range(config.seed + i * config.draws, config.seed + (i + 1) * config.draws),
@@ -737,55 +728,57 @@ def arms_of(
     return arms | dict(random=dict(enumerate(arms['random'].values())))
 
 # %% ../nbs/06_sweep.ipynb #c66c6517
-@patch
 def curve_of(
-    self: Sweep,
+    run: Sweep,  # the run
     seen: Seen,  # the image
     a: Attribution,  # of it
     arms: dict,  # from `arms_of`
     value,  # from `ablated_values`
-    failed: Callable,  # as in `opened`
+    failed: Callable,  # as in `open_examples`
 ) -> pd.DataFrame:  # rows of the table `curve`
     "What is left of a noun's probability, and of the caption, as its neurons are ablated"
-    ks, where = self.config.ks or default_ks(self.mm), self.config.positions
+    ks, where = run.config.ks or default_ks(run.mm), run.config.positions
     while True:
         try:
-            return image_curve(self.mm, seen, a, arms, ks, value, where, True, self.sets)
+            return image_curve(run.mm, seen, a, arms, ks, value, where, True, run.sets)
         except Exception as e:
-            if self.sets == 1 or not out_of_memory(e):
+            if run.sets == 1 or not out_of_memory(e):
                 raise
-        reason = f'{self.sets} sets of neurons at a time were too many for the memory'
+        reason = f'{run.sets} sets of neurons at a time were too many for the memory'
         failed([seen.image_id], reason, False)
-        self.sets //= 2
+        run.sets //= 2
 
 # %% ../nbs/06_sweep.ipynb #2a459380
-@patch
 def ablate_block(
-    self: Sweep,
+    run: Sweep,  # the run
     block: int,  # number
-    failed: Callable,  # as in `opened`
+    failed: Callable,  # as in `open_examples`
 ) -> dict:  # tables
     "The curves of each image"
-    own, found = self.indices(block), {}
-    names = self.read('images', block).image_id
-    others = {*self.partners.other[names].tolist()} - {*own, -1}
+    own, found = attributed_indices(run, block), {}
+    names = run.read('images', block).image_id
+    others = {*run.partners.other[names].tolist()} - {*own, -1}
 
     def outside(*why):  # an image of another block, where its failures are listed
         pass
 
     for indices, why in ((own, failed), (sorted(others), outside)):
-        seen = {i: (i, ex, s) for i, ex, s in self.seen(self.opened(indices, why), why)}
-        found |= {i: (ex, seen[i][2], a) for i, ex, a in self.attributed(seen.values(), why)}
+        seen = {
+            i: (i, ex, s) for i, ex, s in see_examples(run, open_examples(run, indices, why), why)
+        }
+        found |= {
+            i: (ex, seen[i][2], a) for i, ex, a in attribute_examples(run, seen.values(), why)
+        }
 
     def do(i, ex, seen, a):
-        other = found.get(self.partners.other[ex.image_id], (None,))[-1]
-        value = self.ablated_values(ex, failed)
+        other = found.get(run.partners.other[ex.image_id], (None,))[-1]
+        value = ablated_values(run, ex, failed)
         none = as_table(SCHEMAS['curve'], [])
-        arms = self.arms_of(i, a, other)
-        return none if value is None else self.curve_of(seen, a, arms, value, failed)
+        arms = arms_of(run, i, a, other)
+        return none if value is None else curve_of(run, seen, a, arms, value, failed)
 
     todo = [(i, *found[i]) for i in own if i in found]
-    return dict(curve=self.with_bert([*self.one_by_one(todo, do, failed)]))
+    return dict(curve=with_bert(run, [*one_by_one(run, todo, do, failed)]))
 
 # %% ../nbs/06_sweep.ipynb #4d89d294
 def bert_scorer(
@@ -799,9 +792,8 @@ def bert_scorer(
     return load_bert(minilm() if encoder == 'minilm' else encoder)
 
 # %% ../nbs/06_sweep.ipynb #b4c96d80
-@patch
 def with_bert(
-    self: Sweep,
+    run: Sweep,  # the run
     curves: list,  # of each image, as `image_curve` gives it
 ) -> pd.DataFrame:  # rows of the table `curve`
     "The curves with the agreement between each caption and the intact model's"
@@ -809,11 +801,11 @@ def with_bert(
     if not curves:
         return as_table(SCHEMAS['curve'], [])
     curve = pd.concat(curves, ignore_index=True)
-    if self.bert is None:
+    if run.bert is None:
         return curve.assign(bert=np.nan)
     from mmneurons.studies.agreement import bert_scores
 
-    scored = against_original(curve, lambda new, old: bert_scores(self.bert, new, old))
+    scored = against_original(curve, lambda new, old: bert_scores(run.bert, new, old))
     return scored.rename(columns=dict(score='bert'))
 
 # %% ../nbs/06_sweep.ipynb #b7103ca2
@@ -850,27 +842,25 @@ def related_scores(
     return np.array([bool(ex.nouns and related_words(t, ex.nouns[0])) for t in lists], float)
 
 # %% ../nbs/06_sweep.ipynb #a40c1f15
-@patch
 def prompt_tokens(
-    self: Sweep,
+    run: Sweep,  # the run
     ex: Example,  # the image
     seed: int,  # of random vectors
 ) -> dict:  # arm → token lists, one a vector
     "The tokens nearest to the vectors of the soft prompt, and to random vectors"
-    vectors = self.mm.see(ex.image, False).soft_prompt[0]
+    vectors = run.mm.see(ex.image, False).soft_prompt[0]
     arms = {
         'prompt': vectors,
         'random, norm': random_vectors(vectors, seed=seed),
-        'random, embedding': random_vectors(vectors, self.spread, seed),
+        'random, embedding': random_vectors(vectors, run.spread, seed),
     }
-    near = {arm: decode_prompt(self.mm, v) for arm, v in arms.items()}
+    near = {arm: decode_prompt(run.mm, v) for arm, v in arms.items()}
     near = {arm: t.assign(token=t.token.str.strip()) for arm, t in near.items()}
     return {arm: t.groupby('vector').token.agg(list).tolist() for arm, t in near.items()}
 
 # %% ../nbs/06_sweep.ipynb #d02560dd
-@patch
-def scored(
-    self: Sweep,
+def score_rows(
+    run: Sweep,  # the run
     ex: Example,  # the image
     caption: str,  # the model's
     neurons: dict,  # arm → neurons with `tokens`
@@ -879,65 +869,63 @@ def scored(
     "How well tokens fit an image"
     own = {arm: t.tokens.tolist() for arm, t in neurons.items()}
     said, nouns = re.findall(r'\w+', caption), list(ex.nouns[:5])
-    both = {
+    both: dict[str, tuple[dict, Callable]] = {
         'Table 1': (own | {'caption': [said]}, np.max),
-        'Table 2': (self.prompt_tokens(ex, seed) | {'caption': [said], 'nouns': [nouns]}, np.mean),
+        'Table 2': (prompt_tokens(run, ex, seed) | {'caption': [said], 'nouns': [nouns]}, np.mean),
     }
     for exhibit, (arms, over) in both.items():
         for arm, lists in arms.items():
-            for name, measure in self.measures.items():
+            for name, measure in run.measures.items():
                 value = over(measure(lists, ex)) if lists else np.nan
                 about = dict(image_id=ex.image_id, exhibit=exhibit, arm=arm)
                 yield about | dict(measure=name, value=value)
 
 # %% ../nbs/06_sweep.ipynb #a40c1f16
-@patch
 def tokens_of(
-    self: Sweep,
+    run: Sweep,  # the run
     index: int,  # place of an image in the data set; -1: of none
 ) -> pd.DataFrame:  # layer, unit, sign, tokens
     "The interpretable ones of an image's highest-scoring neurons, with their tokens"
     if index < 0:
-        return self.tokens.head(0)
-    neurons = self.read('neurons', index // self.config.block)
-    own = neurons[neurons.image_id == self.data.rows[index]['image_id']]
-    return own[KEY].merge(self.tokens, on=KEY)
+        return run.tokens.head(0)
+    neurons = run.read('neurons', index // run.config.block)
+    own = neurons[neurons.image_id == run.data.rows[index]['image_id']]
+    return own[KEY].merge(run.tokens, on=KEY)
 
 # %% ../nbs/06_sweep.ipynb #c097638f
-@patch
 def scores_block(
-    self: Sweep,
+    run: Sweep,  # the run
     block: int,  # number
-    failed: Callable,  # as in `opened`
+    failed: Callable,  # as in `open_examples`
 ) -> dict:  # tables
     "The scores of each image"
-    captions = self.read('images', block).set_index('image_id').caption
+    captions = run.read('images', block).set_index('image_id').caption
 
     def do(i, ex):
-        own, seed = self.tokens_of(i), self.config.seed + i
+        own, seed = tokens_of(run, i), run.config.seed + i
         arms = {
             'neurons': own,
-            'wrong image': self.tokens_of(int(self.partners.other[ex.image_id])),
-            'random neurons': matched(self.tokens, own, seed),
+            'wrong image': tokens_of(run, int(run.partners.other[ex.image_id])),
+            'random neurons': matched(run.tokens, own, seed),
         }
-        return [*self.scored(ex, captions[ex.image_id], arms, seed)]
+        return [*score_rows(run, ex, captions[ex.image_id], arms, seed)]
 
-    found = self.one_by_one(self.opened(self.indices(block), failed), do, failed)
+    found = one_by_one(run, open_examples(run, attributed_indices(run, block), failed), do, failed)
     return dict(scores=[row for rows in found for row in rows])
 
 # %% ../nbs/06_sweep.ipynb #1f1362ea
-@patch
 def do_task(
-    self: Sweep,
+    run: Sweep,  # the run
     task: str,  # one of `TASKS`
 ) -> bool:  # whether it is complete
     "One task on every block"
     if task == 'decode':
-        return self.decode_all()
+        return decode_ranked(run)
     if task == 'masks':
-        self.watch()
-    work = getattr(self, f'{task}_block')
-    return self.run(task, work, len(self.data), self.config.block)
+        watch_neurons(run)
+    works = dict(attribute=attribute_block, masks=masks_block, ablate=ablate_block)
+    work = works.get(task, scores_block)
+    return run.run(task, partial(work, run), len(run.data), run.config.block)
 
 # %% ../nbs/06_sweep.ipynb #4bf7ddbc
 def sweep(
@@ -950,9 +938,9 @@ def sweep(
 ) -> pd.DataFrame:  # the table `failures`
     "Run the tasks over a data set, or go on where they were stopped"
     run = Sweep(mm, data, folder, config, batch_size, about)
-    run.make_baseline()
+    make_baseline(run)
     for task in TASKS:
-        if task in config.tasks and not run.do_task(task):
+        if task in config.tasks and not do_task(run, task):
             raise OSError(
                 f'{folder}: some of the task {task} could not be written (see the table failures); '
                 'make room and give the same command again: it goes on from here'

@@ -273,15 +273,13 @@ def init_projection(
     seed: int = 0,  # of the weights
 ):
     "Random weights under which standardised features get the spread of the word embeddings"
-    words = mm.embed(
-        torch.zeros(1, 0, mm.d_model, device=mm.device),
-        range(1000) if mm.lm.config.vocab_size > 1000 else (),
-    )
-    w = torch.randn(mm.projection.weight.shape, generator=torch.Generator().manual_seed(seed))
-    mm.projection.weight.data = (w * words.float().std().cpu() / mm.d_image**0.5).to(
-        mm.projection.weight
-    )
-    mm.projection.bias.data.zero_()
+    layer, some = mm.projection, range(1000) if mm.lm.config.vocab_size > 1000 else ()
+    if not isinstance(layer, torch.nn.Linear):
+        raise ValueError(f'{mm.config.lm} sees by itself: there is no projection to train')
+    words = mm.embed(torch.zeros(1, 0, mm.d_model, device=mm.device), some)
+    w = torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(seed))
+    layer.weight.data = (w * words.float().std().cpu() / mm.d_image**0.5).to(layer.weight)
+    layer.bias.data.zero_()
 
 # %% ../nbs/01_train_projection.ipynb #63266754
 def fold(
@@ -637,7 +635,8 @@ def advance(
     "One optimizer step, of all processes together"
     cfg, params, total = run.cfg, [*run.mm.projection.parameters()], 0.0
     picks = batch_rows(len(features), run.step, cfg)
-    tokens = caption_tokens(run.mm, [features.caption(*pick) for pick in picks])[1].sum().item()
+    captions = [features.caption(*pick) for pick in picks]
+    tokens = int(caption_tokens(run.mm, captions)[1].sum())
     run.opt.zero_grad()
     share = range(run.team.process_index, cfg.batch_size, run.team.num_processes)
     for part in np.array_split(share, min(cfg.accumulate, len(share))):
@@ -779,8 +778,9 @@ def finish_run(
         save_projection(
             run.mm, run.folder / 'projection.safetensors', train=asdict(run.cfg), **metadata
         )
-        buffer = io.BytesIO()
-        plot_log(log).figure.savefig(buffer, format='png')
+        buffer, figure = io.BytesIO(), Figure((6, 2.8), dpi=100, layout='constrained')
+        plot_log(log, figure.subplots())
+        figure.savefig(buffer, format='png')
         write_atomic(run.folder / 'curve.png', buffer.getvalue())
     run.team.wait_for_everyone()
     return log

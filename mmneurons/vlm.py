@@ -88,10 +88,8 @@ class VlmEye(nn.Module):
             )
         self.before, self.after, self.at = ids[: at[0]], ids[at[-1] + 1 :], slice(at[0], at[-1] + 1)
         patches = self(self.blank)
-        self.grid, self.d_image = (
-            tuple(as_grid(patches, self.spec.image_size, name).shape[1:3]),
-            patches.shape[2],
-        )
+        rows, columns, self.d_image = as_grid(patches, self.spec.image_size, name).shape[1:]
+        self.grid = rows, columns
 
     def pixels(self, images):  # list of PIL images
         "What the processor makes of the pictures and the prompt: a dictionary of tensors"

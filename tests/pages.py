@@ -4,6 +4,7 @@
 run: the chapters' outputs are saved, and only the documentation of what they export is made afresh."""
 
 import ast, inspect, os, re, shutil, subprocess, sys
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from execnb.nbio import read_nb, write_nb
@@ -38,7 +39,7 @@ class document(Processor):
         for call in _show_docs(cell.parsed_() or []):
             name = symbol(call)
             found = eval(name, self.names)
-            found = found.fget if isinstance(found, property) else found
+            found = getter(found) or found
             texts = [doc(found, name, 3)] + [
                 doc(f, n, 4) for n, f in members(found, name).items() if n not in self.shown
             ]
@@ -50,14 +51,15 @@ def symbol(call):
     return ast.unparse(call.value.args[0])
 
 
+def getter(obj):
+    "The function behind a property, also one that keeps its value; None of anything else"
+    return getattr(obj, 'fget', None) or (obj.func if isinstance(obj, cached_property) else None)
+
+
 def members(obj, name):
     "The functions of the public methods and properties that the class `obj`, called `name`, itself defines, by their names"
     own = vars(obj) if inspect.isclass(obj) else {}
-    found = {
-        f'{name}.{n}': v.fget if isinstance(v, property) else getattr(obj, n)
-        for n, v in own.items()
-        if n[0] != '_'
-    }
+    found = {f'{name}.{n}': getter(v) or getattr(obj, n) for n, v in own.items() if n[0] != '_'}
     return {
         n: f
         for n, f in found.items()

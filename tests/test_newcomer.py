@@ -238,7 +238,6 @@ def test_the_chapters_import_only_what_the_notebooks_extra_brings():
             for name in {name.split('.')[0] for name in names} - {
                 *sys.stdlib_module_names,
                 'mmneurons',
-                'pillow_heif',  # for HEIC files alone; an error names it
             }:
                 assert any(canonicalize_name(d) in there for d in of.get(name, [name])), (
                     f'{path.name} imports {name}, which mmneurons[notebooks] does not bring'

@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
+from ..runs import needs
+
 # %% ../../nbs/00e_cutouts.ipynb #902ba3cd
 class Package(NamedTuple):
     "One package with pictures in it"
@@ -331,13 +333,8 @@ def _render_svg(
     width: int = 256,  # pixels
 ) -> Image.Image:  # RGBA
     "A drawing as an image"
-    try:
-        import resvg_py
-    except ImportError:
-        raise ValueError(
-            f"{path.name}: drawings need resvg_py: pip install 'mmneurons[corpus]'"
-        ) from None
-    return Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_path=str(path), width=width))))
+    resvg = needs('resvg_py', 'corpus', f'the drawing {path.name}')
+    return Image.open(io.BytesIO(bytes(resvg.svg_to_bytes(svg_path=str(path), width=width))))
 
 
 def open_cutout(c: Cutout) -> Image.Image:  # RGBA, cropped to the object
