@@ -3,15 +3,24 @@
 python -m pytest nbs/02_attribution.ipynb              run one chapter
 python -m pytest nbs/02_attribution.ipynb --save       the same, then write its outputs into the notebook
 python -m pytest --run-slow --run-gpu                  run the cells tagged `#| slow` or `#| gpu` too
+python -m pytest -m fast                               run the fast lane: the rules, and the chapters that others stand on
+python -m pytest                                       run everything
+
+The last two use as many processes as cores and memory allow; files that are named run in one.
 """
 
 import contextlib, io, json, multiprocessing, os, shutil, sys, traceback
 from pathlib import Path
-import pytest
+import psutil, pytest
 from nbdev.config import get_config
 
 ROOT = Path(__file__).resolve().parent
 FLAGS = get_config(path=ROOT).tst_flags.split()
+# The fast lane: under three minutes on two cores. What takes a minute by itself does not belong here.
+FAST = (
+    'test_architecture 000_runs 001_neurons 002_hooks 003_images 004_weights 005_families'.split()
+)
+FAST += '006_encoders 007_pairs 009_stats 00_model 01a_activations 02_attribution'.split()
 # Imported once, in the server from which each notebook's process is forked: no computation happens there.
 PRELOAD = [
     'torch',
@@ -46,12 +55,24 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     os.environ['MPLBACKEND'] = 'agg'
+    if workers := os.environ.get('PYTEST_XDIST_WORKER_COUNT'):  # they share the cores
+        os.environ.setdefault('OMP_NUM_THREADS', str(max(1, os.cpu_count() // int(workers))))
+
+
+def pytest_xdist_auto_num_workers(config):
+    "As many processes as there are cores, and 6 GB of free memory for each; none where files are named"
+    if config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+        return 0
+    found = min(os.cpu_count(), int(psutil.virtual_memory().available / 6e9))
+    return found if found > 1 else 0
 
 
 def pytest_collection_modifyitems(config, items):
     "A rule that a room does not meet yet stands in tests/not_yet.txt: it must fail there, and is taken off once it is met"
     listed = (ROOT / 'tests' / 'not_yet.txt').read_text('utf-8').splitlines()
     for item in items:
+        if item.path.stem in FAST:
+            item.add_marker(pytest.mark.fast)
         if item.nodeid in listed:
             item.add_marker(pytest.mark.xfail(strict=True, reason='listed in tests/not_yet.txt'))
 

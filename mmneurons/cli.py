@@ -12,9 +12,11 @@ __all__ = ['WAYS_OUT', 'LOOK', 'LOOK_EXAMPLES', 'OUTPUT', 'STATUS', 'ENVIRONMENT
 
 # %% ../nbs/10_cli.ipynb #ac3478d6
 import argparse, errno, io, json, os, shutil, signal, sys
+from collections.abc import Iterator
 from contextlib import redirect_stderr, suppress
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -32,6 +34,11 @@ from mmneurons.manual import (
     TRAIN_EXAMPLES,
     TRAIN_FILES,
 )
+
+if TYPE_CHECKING:  # a command answers before it loads torch
+    from mmneurons.activations import Baseline
+    from mmneurons.model import MultimodalLM
+    from mmneurons.report import Look
 
 # %% ../nbs/10_cli.ipynb #902ba3cd
 def say(
@@ -58,7 +65,7 @@ WAYS_OUT = {
 
 def plain(
     error: Exception,  # what went wrong
-):  # text or exception
+) -> str | Exception:
     "What the system reports by a number, with the way out"
     return (
         f'{error.filename}: {WAYS_OUT[error.errno]}'
@@ -69,7 +76,7 @@ def plain(
 # %% ../nbs/10_cli.ipynb #b1d57811
 def load(
     args,  # with model, projection, device and dtype
-):  # MultimodalLM
+) -> 'MultimodalLM':
     "The model that the arguments name, or a `ModelError`"
     say(f'loading {args.model}')
     import torch
@@ -117,8 +124,8 @@ def page_path(
 # %% ../nbs/10_cli.ipynb #f1abd671
 def chosen_baseline(
     args,  # of `mmneurons look`: baseline
-    mm,  # MultimodalLM
-):  # Baseline
+    mm: 'MultimodalLM',  # the model
+) -> 'Baseline':
     "The baseline that the arguments name; by default the one over the gallery"
     from mmneurons.activations import Baseline, as_baseline
 
@@ -134,7 +141,7 @@ def chosen_baseline(
 # %% ../nbs/10_cli.ipynb #0716d970
 def looks(
     args,  # of `mmneurons look`
-):  # yields (path, Look or exception, page or None)
+) -> Iterator['tuple[str, Look | Exception, Path | None]']:  # path of the image, result, page
     "Make the report of each image in turn, and write its page"
     from mmneurons.images import open_image
 
@@ -160,7 +167,7 @@ def looks(
             if args.debug:
                 raise
             yield path, e, None
-    if together:
+    if mm is not None and together:
         page = html_page(together, elsewhere(mm, together, baseline=baseline))
         Path(args.out).write_text(page, 'utf-8', 'replace')
 
@@ -497,7 +504,7 @@ def add_command(
     run,  # takes the parsed arguments, returns the exit status
     brief: str,  # one line, for the list of commands
     **manual,  # usage, description, epilog
-):  # its parser
+) -> argparse.ArgumentParser:  # of the command
     "A command, laid out as a manual page"
     p = commands.add_parser(
         name,
