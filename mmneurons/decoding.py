@@ -77,6 +77,7 @@ def decode_layer(
     if lens is not None:
         vectors = vectors @ lens[layer].to(vectors).T
     logits = unembed(mm, vectors, norm)
+    k = min(k, logits.shape[-1])
     for sign in signs:
         turned = logits if sign > 0 else -logits
         if sign < 0 and norm == 'full':  # its biases do not turn round

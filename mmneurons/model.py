@@ -8,7 +8,7 @@ __all__ = ['MultimodalLM', 'contiguous_head', 'ends_of', 'plain_generation', 'Se
 # %% ../nbs/00_model.ipynb #ac3478d6
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice, repeat
 
@@ -27,11 +27,11 @@ from .families import NeuronLM, tiny_lm
 from .hooks import attached, on_input
 from .images import as_image
 from .pairs import ModelConfig, load_parts, load_projection, write_pair
-from .vlm import VlmEye, VlmReader
+from .vlm import VlmEncoder, VlmLM
 
 # %% ../nbs/00_model.ipynb #0ade7c2c
 class MultimodalLM(NeuronLM):
-    "A frozen causal language model that reads an image as `n_patches` projected vectors (LiMBeR; the paper's section 2.1)"
+    "A frozen causal language model that reads an image as `n_patches` projected vectors"
 
     def __init__(
         self,
@@ -43,12 +43,10 @@ class MultimodalLM(NeuronLM):
         super().__init__(lm)
         self.encoder, self.tokenizer, self.config = encoder, tokenizer, config
         self.d_model, self.d_image = lm.get_input_embeddings().weight.shape[1], encoder.d_image
-        device = next(
-            encoder.parameters()
-        ).device  # and float32, whatever the caller's defaults are
-        projection = nn.Linear(self.d_image, self.d_model, device=device, dtype=torch.float32)
+        place = dict(device=next(encoder.parameters()).device, dtype=torch.float32)
+        projection = nn.Linear(self.d_image, self.d_model, **place)  # whatever the defaults are
         self.projection = projection.requires_grad_(False)
-        self.grid, self.n_patches = encoder.grid, encoder.grid[0] * encoder.grid[1]
+        self.grid, self.n_patches = encoder.grid, encoder.n_patches
         begin = config.bos and tokenizer.bos_token_id is not None
         self.before = [tokenizer.bos_token_id] if begin else []
         self.after = tokenizer(config.prompt, add_special_tokens=False).input_ids
@@ -65,7 +63,7 @@ class MultimodalLM(NeuronLM):
         images,  # list of images, see `as_image`
     ) -> torch.Tensor:  # (batch, patch, d_image)
         "What the vision encoder gives for each patch"
-        return self.encoder(self.encoder.pixels([as_image(image) for image in images]))
+        return self.encoder(self.encoder.pixels(images))
 
     def project(
         self,
@@ -87,9 +85,8 @@ class MultimodalLM(NeuronLM):
         text_ids=(),  # tokens that follow the prompt
     ) -> torch.Tensor:  # (batch, position, d_model)
         "Begin token, image, prompt words and `text_ids` as vectors"
-        ids = torch.tensor(
-            [*self.before, *self.after, *text_ids], dtype=torch.long, device=self.device
-        )
+        ids = [*self.before, *self.after, *text_ids]
+        ids = torch.tensor(ids, dtype=torch.long, device=self.device)
         words = self.lm.get_input_embeddings()(ids).expand(len(soft_prompt), -1, -1)
         n = len(self.before)
         return torch.cat([words[:, :n], soft_prompt.to(words.dtype), words[:, n:]], 1)
@@ -109,13 +106,13 @@ class MultimodalLM(NeuronLM):
         soft_prompt,  # (batch, patch, d_model)
         text_ids=(),  # caption tokens so far
     ) -> torch.Tensor:  # (batch, vocab)
-        "Probability of each token after the prompt and `text_ids`, as the model gives it, before anything that steers a generation"
+        "Probability of each token after the prompt and `text_ids`, without any generation setting"
         return self(self.embed(soft_prompt, text_ids)).float().softmax(-1)
 
 # %% ../nbs/00_model.ipynb #c0a11eae
 def contiguous_head(
     lm,  # transformers causal language model
-):  # a context manager
+) -> AbstractContextManager[None]:
     "While open, the head reads a contiguous copy of its input"
     return attached(on_input(lm.get_output_embeddings(), torch.Tensor.contiguous))
 
@@ -123,7 +120,7 @@ def contiguous_head(
 def ends_of(
     tokenizer,  # of a language model
 ) -> frozenset[int]:  # tokens
-    "What ends a caption: the end token, and every token that holds a line break, however it is spelt in the vocabulary"
+    "What ends a caption: the end token, and every token whose text holds a line break"
     likely = [i for t, i in tokenizer.get_vocab().items() if '\n' in t or 'Ċ' in t or t == '<0x0A>']
     breaks = [i for i in likely if '\n' in tokenizer.decode([i])]
     return frozenset(breaks + [tokenizer.eos_token_id]) - {None}
@@ -133,8 +130,8 @@ def ends_of(
 def plain_generation(
     lm,  # has `generate`
 ) -> Iterator[None]:
-    "While open, the checkpoint's own generation settings are set aside; afterwards they stand as before"
-    model = lm if hasattr(lm, 'generation_config') else lm.model  # a `VlmReader` holds the model
+    "While open, the checkpoint's own generation settings are set aside"
+    model = lm if hasattr(lm, 'generation_config') else lm.model  # a `VlmLM` holds the model
     own, model.generation_config = model.generation_config, GenerationConfig()
     try:
         yield
@@ -374,30 +371,30 @@ def from_vlm(
     cls: MultimodalLM,
     model,  # multimodal model of transformers, loaded as its authors say
     processor,  # its processor
-    prompt: str = 'Describe this picture.',  # text beside the picture; one that holds the image token is taken as it is
-    image_size: tuple[int, int]
-    | None = None,  # (height, width) that pictures are squashed to; default: the model's own
+    prompt: str = 'Describe this picture.',  # one that holds the image token is taken as it is
+    image_size: tuple[int, int] | None = None,  # (height, width); default: the model's own
 ) -> MultimodalLM:
     "The same interface for a model that was trained to see"
-    eye = VlmEye(model, processor, prompt, image_size)
+    encoder = VlmEncoder(model, processor, prompt, image_size)
     mm = cls(
-        eye,
-        VlmReader(model, eye),
+        encoder,
+        VlmLM(model, encoder),
         processor.tokenizer,
-        ModelConfig(eye.spec.name, eye.spec.name, prompt=prompt, bos=False),
+        ModelConfig(encoder.spec.name, encoder.spec.name, prompt=prompt, bos=False),
     )
-    mm.projection, mm.before, mm.after = nn.Identity(), eye.before, eye.after
-    mm.image_positions = range(eye.at.start, eye.at.stop)
+    mm.projection, mm.before, mm.after = nn.Identity(), encoder.before, encoder.after
+    mm.image_positions = range(encoder.at.start, encoder.at.stop)
     ends = model.generation_config.eos_token_id
     mm.ends |= set(ends if isinstance(ends, list) else [ends]) - {None}
     return mm
 
 # %% ../nbs/00_model.ipynb #d435a6cd
-_WORDS = '<bos> <eos> A picture of a the on red dog cat horse boat tree house train apple river beach grass .'.split()
+_WORDS = '<bos> <eos> A picture of a the on red dog cat horse boat tree house'.split()
+_WORDS += 'train apple river beach grass .'.split()
 
 
 def tiny_model(
-    kind: str = 'gptj',  # a key of `FAMILIES`; 'gemma3_text' gets a convolutional encoder, all others a BEiT
+    kind: str = 'gptj',  # key of `FAMILIES`; with 'gemma3_text' the encoder is convolutional
     seed: int = 0,  # of all weights
 ) -> MultimodalLM:
     "A two-layer model with random weights and a vocabulary of 21 words"

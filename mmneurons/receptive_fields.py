@@ -71,7 +71,7 @@ def heatmaps(
         raise ValueError(
             f"baseline is a Baseline, None (over the gallery) or 'none', not {baseline!r}"
         )
-    usual = 0
+    usual, cells = 0, mm.encoder.layout.flatten()
     if baseline != 'none':
         usual = patch_activations(as_baseline(mm, baseline).mean, neurons)
     for image in images:
@@ -85,7 +85,7 @@ def heatmaps(
         acts = neuron_activations(mm, image.crop(box) if box else image, neurons) - usual
         if box:
             inside = tuple(round(v * s / f) for v, s, f in zip(box, shape[::-1] * 2, whole * 2))
-        yield to_pixels(acts, mm.grid, shape, inside)
+        yield to_pixels(acts[:, cells], mm.grid, shape, inside)
 
 # %% ../nbs/04_receptive_fields.ipynb #0a4c81e0
 def heatmap(

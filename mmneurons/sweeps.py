@@ -647,9 +647,9 @@ def mask_tables(
     every = pd.concat([t[KEY] for t in tables.values()]).astype(int)
     if not len(every):
         return {}
-    acts = neuron_activations(self.mm, ex.image, every)
+    acts, cells = neuron_activations(self.mm, ex.image, every), self.mm.encoder.layout.flatten()
     above = acts - patch_activations(self.baseline.mean, every)
-    plain, above = (split_rows(values, tables) for values in (acts, above))
+    plain, above = (split_rows(values[:, cells], tables) for values in (acts, above))
     rows = [*self.overlaps_of(ex, arms, plain, 'none')]
     rows += self.overlaps_of(ex, arms, above, 'position_mean')
     maps = [v.tobytes() for v in plain['top'].half().numpy()]

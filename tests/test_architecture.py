@@ -521,7 +521,6 @@ TO_BE_REWRITTEN = {
     '005_families.ipynb',
     '006_encoders.ipynb',
     '007_pairs.ipynb',
-    '008_vlm.ipynb',
     '00_model.ipynb',
     '00e_cutouts.ipynb',
     '00f_compose.ipynb',
