@@ -103,7 +103,7 @@ def fingerprint(
         for name, tensor in stored_tensors(part):
             found.update(f'{name} {tuple(tensor.shape)} {tensor.dtype}'.encode())
             some = tensor.flatten()[:: max(1, tensor.numel() // n)]
-            found.update(some.float().cpu().numpy().tobytes())
+            found.update(some.detach().float().cpu().numpy().tobytes())
     return found.hexdigest()[:16]
 
 # %% ../nbs/01a_activations.ipynb #763781ce

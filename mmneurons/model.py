@@ -178,19 +178,28 @@ def text_of(
 
 # %% ../nbs/00_model.ipynb #c0a11eb2
 @patch
+def texts_ids(
+    self: MultimodalLM,
+    texts: list[str],  # of one word or several
+) -> list[list[int]]:
+    "The tokens of each text where it follows other words"
+    (lead,) = self.tokenizer(['a'], add_special_tokens=False).input_ids
+    out = []
+    both = self.tokenizer([f'a {text}' for text in texts], add_special_tokens=False).input_ids
+    for text, ids in zip(texts, both):
+        if ids[: len(lead)] != lead:
+            raise ValueError(f'the tokenizer joins {text!r} with the word before it')
+        out.append(ids[len(lead) :])
+    return out
+
+
+@patch
 def word_ids(
     self: MultimodalLM,
     text: str,  # a word, or several
 ) -> list[int]:
     "The tokens of `text` where it follows other words"
-
-    def tokens(text):
-        return self.tokenizer(text, add_special_tokens=False).input_ids
-
-    lead, both = tokens('a'), tokens(f'a {text}')
-    if both[: len(lead)] != lead:
-        raise ValueError(f'the tokenizer joins {text!r} with the word before it')
-    return both[len(lead) :]
+    return self.texts_ids([text])[0]
 
 # %% ../nbs/00_model.ipynb #c0a11eb4
 @dataclass(frozen=True, eq=False)

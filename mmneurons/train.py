@@ -300,10 +300,8 @@ def caption_tokens(
     captions: list[str],  # one an image
 ) -> tuple[torch.Tensor, torch.Tensor]:  # ids (batch, token) and their mask
     "\" caption.\" and the end token, padded on the right"
-    said = mm.tokenizer(
-        [f" {c.strip().rstrip('.')}." for c in captions], add_special_tokens=False
-    ).input_ids
-    ids = [i + [mm.tokenizer.eos_token_id] for i in said]
+    texts = mm.texts_ids([f'{c.strip().rstrip(".")}.' for c in captions])
+    ids = [i + [mm.tokenizer.eos_token_id] for i in texts]
     longest = max(map(len, ids))
     mask = torch.tensor([[1] * len(i) + [0] * (longest - len(i)) for i in ids], dtype=torch.bool)
     return torch.tensor([i + [mm.tokenizer.eos_token_id] * (longest - len(i)) for i in ids]), mask

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 import matplotlib.pyplot as plt, pandas as pd, torch
 from matplotlib.figure import Figure
 
-from ..hooks import attached, clamp_neurons, hook_neurons, on_input
+from ..hooks import attached, clamp_neurons, differentiable, hook_neurons, on_input
 from ..model import MultimodalLM, Seen
 
 # %% ../../nbs/05b_circuits.ipynb #ee707ec4
@@ -82,14 +82,13 @@ def gradients_of(
     acts: dict[int, torch.Tensor] = {}
     heads: dict[int, torch.Tensor] = {}
     own: list[torch.Tensor] = []
-    x = mm.embed(seen.soft_prompt).detach().requires_grad_()
     with (
-        torch.enable_grad(),
+        differentiable(mm),
         hook_neurons(mm, lambda l, a: acts.update({l: a}), range(layer)),
         hook_heads(mm, lambda l, h: heads.update({l: h}), range(layer + 1)),
         hook_neurons(mm, lambda l, z: own.append(z[0, at, unit]), [layer], mm.family.score_at),
     ):
-        mm(x)
+        mm(mm.embed(seen.soft_prompt.clone()).requires_grad_())
     values = [*acts.values(), *heads.values()]
     # unused: in parallel blocks a block's heads do not reach its own MLP
     found = torch.autograd.grad(own[0], values, allow_unused=True)

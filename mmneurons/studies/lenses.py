@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save
 from tqdm.auto import tqdm
 
-from ..hooks import attached, on_input, on_output
+from ..hooks import attached, differentiable, on_input, on_output
 from ..model import MultimodalLM
 from ..runs import write_atomic
 from ..targets import choose_target
@@ -70,12 +70,13 @@ def jacobian_lens(
     for image, share in zip(tqdm(images, desc='jacobian', unit='image'), shares):
         seen = mm.see(image)
         text = choose_target(mm, seen).text_ids
-        with torch.enable_grad(), residual_stream(mm, grad=True) as stream:
-            mm(mm.embed(seen.soft_prompt, text))
-        for q in share.to(stream[-1]):
-            grads = torch.autograd.grad(stream[-1][0, -1] @ q, stream[:-1], retain_graph=True)
-            for layer, g in enumerate(grads):
-                maps[layer] += torch.outer(q, g[0, mm.image_positions].sum(0)).float()
+        with differentiable(mm):
+            with residual_stream(mm, grad=True) as stream:
+                mm(mm.embed(seen.soft_prompt.clone(), text))
+            for q in share.to(stream[-1]):
+                grads = torch.autograd.grad(stream[-1][0, -1] @ q, stream[:-1], retain_graph=True)
+                for layer, g in enumerate(grads):
+                    maps[layer] += torch.outer(q, g[0, mm.image_positions].sum(0)).float()
     return maps.cpu() / sweeps
 
 # %% ../../nbs/03a_lenses.ipynb #5cd33f63
