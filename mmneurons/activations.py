@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from .data import gallery
 from .hooks import hook_neurons, hooks_open
-from .model import MultimodalLM
+from .model import HOST, MultimodalLM
 from .runs import write_atomic
 from .weights import cache_dir
 
@@ -36,7 +36,7 @@ def unit_activations(
     image,  # an image or a `Seen`
 ) -> torch.Tensor:  # (layer, unit, patch), float32, on the CPU
     "The activation of every neuron at every patch of an image"
-    out = torch.zeros(mm.n_layers, mm.n_units, mm.n_patches)
+    out = torch.zeros(mm.n_layers, mm.n_units, mm.n_patches, **HOST)
 
     def keep(layer, acts):
         out[layer] = acts[0, mm.image_positions].T.float().cpu()
@@ -51,8 +51,8 @@ def patch_activations(
     neurons: pd.DataFrame,  # columns layer, unit, sign
 ) -> torch.Tensor:  # (neuron, patch)
     "The rows of `neurons`, positive where a neuron acts in the direction of its sign"
-    layer, unit, sign = (torch.tensor(neurons[c].to_numpy()) for c in ('layer', 'unit', 'sign'))
-    return acts[layer, unit] * sign[:, None]
+    layer, unit, sign = (neurons[c].tolist() for c in ('layer', 'unit', 'sign'))
+    return acts[layer, unit] * torch.tensor(sign, **HOST)[:, None]
 
 # %% ../nbs/01a_activations.ipynb #8e6ba806
 @torch.no_grad()
@@ -64,8 +64,8 @@ def neuron_activations(
     "The activations of some neurons at each patch, positive where a neuron acts in the direction of its sign"
     if not len(neurons):
         raise ValueError('there are no neurons to read')
-    layers, units = (torch.tensor(neurons[c].to_numpy()) for c in ('layer', 'unit'))
-    out = torch.zeros(len(neurons), mm.n_patches)
+    layers, units = (torch.tensor(neurons[c].to_numpy(), device='cpu') for c in ('layer', 'unit'))
+    out = torch.zeros(len(neurons), mm.n_patches, **HOST)
 
     def keep(layer, acts):
         here = layers == layer
@@ -74,7 +74,7 @@ def neuron_activations(
 
     with hook_neurons(mm, keep, layers=sorted(set(layers.tolist()))):
         mm(mm.embed(mm.see(image, False).soft_prompt))
-    return out * torch.tensor(neurons.sign.to_numpy())[:, None]
+    return out * torch.tensor(neurons.sign.to_numpy(), **HOST)[:, None]
 
 # %% ../nbs/01a_activations.ipynb #d9ab8064
 def stored_tensors(
@@ -131,8 +131,9 @@ class Baseline:
     ) -> Self:
         "Measure it"
         refuse_open_hooks(mm)
-        total, n = torch.zeros(mm.n_layers, mm.n_units, mm.n_patches), 0
-        sums, squares = torch.zeros(2, mm.n_layers, mm.n_units, dtype=torch.double)
+        total, n = torch.zeros(mm.n_layers, mm.n_units, mm.n_patches, **HOST), 0
+        exact = HOST | dict(dtype=torch.double)
+        sums, squares = torch.zeros(2, mm.n_layers, mm.n_units, **exact)
 
         def add(layer, acts):
             acts = acts[:, mm.image_positions].float()

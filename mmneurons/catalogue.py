@@ -26,7 +26,7 @@ from .targets import first_token
 from .data import Reader, gallery
 from .decoding import decode, english_words
 from .hooks import clamp_neurons, hook_neurons
-from .model import MultimodalLM
+from .model import HOST, MultimodalLM
 from .families import output_vectors, readout
 from .neurons import KEY
 from .receptive_fields import heatmap
@@ -45,7 +45,7 @@ def image_activations(
     lead: str = ' a',  # text after the prompt; its last token is the predicting position
 ) -> torch.Tensor:  # (image, place, layer, unit), the places being `PLACES`
     "Each neuron's mean activation over the image positions, and its activation where a noun is predicted"
-    out = torch.zeros(len(soft_prompt), len(PLACES), mm.n_layers, mm.n_units)
+    out = torch.zeros(len(soft_prompt), len(PLACES), mm.n_layers, mm.n_units, **HOST)
     image = slice(mm.image_positions.start, mm.image_positions.stop)
 
     def keep(layer, acts):
@@ -204,7 +204,7 @@ def vocabulary_moments(
 ) -> tuple:  # mean (d_model,), covariance (d_model, d_model)
     "The first two moments, over the vocabulary, of the directions that the lens reads"
     weight, n = output_vectors(mm, 0, slice(1)), len(mm.lm.get_output_embeddings().weight)
-    eye, total, square = torch.eye(mm.d_model).to(weight), 0.0, 0.0
+    eye, total, square = torch.eye(mm.d_model, **HOST).to(weight), 0.0, 0.0
     for start in range(0, n, chunk):
         rows = readout(mm, eye, slice(start, min(n, start + chunk))).float()
         total, square = total + rows.sum(1).double(), square + (rows @ rows.T).double()
@@ -222,7 +222,7 @@ def word_scores(
     "How far above the vocabulary's mean each neuron's output vector puts each word, in standard deviations"
     vectors, tokens = output_vectors(mm, layer), words.token.unique().tolist()
     mean, covariance = (m.to(vectors) for m in moments)
-    z = readout(mm, vectors, torch.tensor(tokens)).to(vectors) - (vectors @ mean)[:, None]
+    z = readout(mm, vectors, tokens).to(vectors) - (vectors @ mean)[:, None]
     z = z / ((vectors @ covariance) * vectors).sum(1, keepdim=True).clamp(min=1e-30).sqrt()
     column = [tokens.index(t) for t in words.token]
     forms = pd.DataFrame(z[:, column].float().cpu().numpy().T)
@@ -572,12 +572,12 @@ def ablation_effects(
     last = range(x.shape[1] - 1, x.shape[1])
     for start in range(0, len(rows), batch_size):
         some = rows.iloc[start : start + batch_size]
-        mask = torch.zeros(len(some) + 1, mm.n_layers, mm.n_units, dtype=torch.bool)  # 0: intact
+        mask = torch.zeros(len(some) + 1, mm.n_layers, mm.n_units, **HOST).bool()  # 0: intact
         mask[range(1, len(mask)), some.layer.tolist(), some.unit.tolist()] = True
         value = baseline
         if place == 'predicting':
-            value = torch.zeros(mm.n_layers, mm.n_units, 1)
-            usual = torch.tensor((some.usual * some.sign).tolist())
+            value = torch.zeros(mm.n_layers, mm.n_units, 1, **HOST)
+            usual = torch.tensor((some.usual * some.sign).tolist(), **HOST)
             value[some.layer.tolist(), some.unit.tolist(), 0] = usual
         at = mm.image_positions if place == 'image' else last
         with clamp_neurons(mm, mask, value.expand(len(mask), -1, -1, -1), at):

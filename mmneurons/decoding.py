@@ -21,7 +21,7 @@ from pyarrow.parquet import ParquetWriter
 from tqdm.auto import tqdm
 
 from .families import output_vectors, readout
-from .model import MultimodalLM
+from .model import HOST, MultimodalLM
 from .neurons import KEY
 from .text import same_noun
 
@@ -229,7 +229,8 @@ def random_vectors(
     seed: int = 0,  # of the draw
 ) -> torch.Tensor:  # (n, d_model)
     "As many random vectors as `vectors` has"
-    z = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(seed)).to(vectors)
+    rng = torch.Generator('cpu').manual_seed(seed)
+    z = torch.randn(vectors.shape, generator=rng, **HOST).to(vectors)
     if spread is None:
         return z * (vectors.norm(dim=-1) / z.norm(dim=-1))[:, None]
     mean, matrix = spread

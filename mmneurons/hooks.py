@@ -179,7 +179,9 @@ def clamp_neurons(
     positions: range | slice | None = None,  # of the sequence; default: all
 ) -> Iterator[None]:
     "Clamp the activations under `mask` to `value` while the context is open"
-    value, ready = torch.as_tensor(value), {}
+    if not torch.is_tensor(value):
+        value = torch.tensor(value, dtype=torch.float32, device='cpu')
+    ready = {}
     span = slice(None) if positions is None else slice(positions.start, positions.stop)
     value = value[..., None] if value.ndim < 4 else value
     value = value.expand(*mask.shape, -1)

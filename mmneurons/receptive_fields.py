@@ -46,7 +46,7 @@ def to_pixels(
 ) -> np.ndarray:  # (n, height, width)
     "Bilinear enlargement of patch values to the picture's pixels"
     left, top, right, bottom = box or (0, 0, size[1], size[0])
-    maps = torch.as_tensor(grid).float().unflatten(1, shape)[:, None]
+    maps = torch.as_tensor(grid, device='cpu').float().unflatten(1, shape)[:, None]
     inner = F.interpolate(maps, (bottom - top, right - left), mode='bilinear', align_corners=False)[
         :, 0
     ].numpy()
