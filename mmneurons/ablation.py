@@ -22,7 +22,7 @@ from transformers import LogitsProcessor
 from .activations import default_baseline
 from .hooks import clamp_neurons, neuron_masks
 from .methods import replacement
-from .model import MultimodalLM
+from .model import HOST, MultimodalLM
 from .neurons import random_ranking
 from .stats import interval
 
@@ -42,10 +42,10 @@ def ablation_values(
                 "value is 'mean', 'zero', a number, a Baseline, the activations of another image, "
                 f'or a column of the table, which {value!r} is not'
             )
-        at = torch.zeros(len(tables), mm.n_layers, mm.n_units)
+        at = torch.zeros(len(tables), mm.n_layers, mm.n_units, **HOST)
         for row, table in enumerate(tables):
-            layer, unit, to = (table[c].to_numpy() for c in ('layer', 'unit', value))
-            at[row, torch.tensor(layer), torch.tensor(unit)] = torch.tensor(to, dtype=at.dtype)
+            layer, unit, to = (table[c].tolist() for c in ('layer', 'unit', value))
+            at[row, layer, unit] = torch.tensor(to, **HOST)
         return at
     number = isinstance(value, (int, float))
     if positions != 'image' and not number:
@@ -166,7 +166,7 @@ def image_curve(
     soft_prompt, keys, found = mm.see(image, False).soft_prompt, list(sets), {}
     for part in (keys[i : i + batch_size] for i in range(0, len(keys), batch_size)):
         rows, texts = soft_prompt.expand(len(part), -1, -1), [None] * len(part)
-        p = torch.full([len(part)], torch.nan, device=mm.device)
+        p = torch.full([len(part)], torch.nan, dtype=torch.float32, device=mm.device)
         if caption:
             with ablate(mm, [sets[key] for key in part], value, positions):
                 ids = mm.caption_ids(rows, logits_processor=[TargetReader(target, p)])

@@ -305,9 +305,8 @@ def listed(
     "Which neurons stand in `table` with this sign"
     if 'interpretable' in table:
         table = table[table.interpretable]
-    at = torch.zeros(*sign.shape, 2, dtype=torch.bool)
-    layer, unit = (torch.tensor(table[c].to_numpy()) for c in ('layer', 'unit'))
-    at[layer, unit, torch.tensor((table.sign > 0).to_numpy().astype(int))] = True
+    at = torch.zeros(*sign.shape, 2, dtype=torch.bool, device=sign.device)
+    at[table.layer.tolist(), table.unit.tolist(), (table.sign > 0).astype(int).tolist()] = True
     return at.gather(-1, (sign > 0).long()[..., None])[..., 0]
 
 # %% ../nbs/02_attribution.ipynb #fb644351

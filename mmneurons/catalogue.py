@@ -23,7 +23,7 @@ from .attribution import attribute
 from .data import Reader
 from .decoding import decode, english_words
 from .methods import ablation_effects
-from .model import MultimodalLM, Seen
+from .model import HOST, MultimodalLM, Seen
 from .neurons import KEY
 from .pairs import projection_hash
 from .promotion import concept_scores, concept_words, vocabulary_moments, word_scores
@@ -307,8 +307,8 @@ def usual_values(
     rows: pd.DataFrame,  # layer, unit, sign, usual
 ) -> torch.Tensor:  # (layer, unit, 1)
     "The mean activation of some neurons over all images, as `ablation_effects` takes it"
-    value = torch.zeros(mm.n_layers, mm.n_units, 1)
-    usual = torch.tensor((rows.usual * rows.sign).tolist())
+    value = torch.zeros(mm.n_layers, mm.n_units, 1, **HOST)
+    usual = torch.tensor((rows.usual * rows.sign).tolist(), **HOST)
     value[rows.layer.tolist(), rows.unit.tolist(), 0] = usual
     return value
 

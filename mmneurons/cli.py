@@ -11,7 +11,7 @@ __all__ = ['WAYS_OUT', 'LOOK', 'LOOK_EXAMPLES', 'OUTPUT', 'STATUS', 'ENVIRONMENT
            'check_command', 'notebooks_command', 'make_parser', 'main', 'run']
 
 # %% ../nbs/10_cli.ipynb #ac3478d6
-import argparse, errno, io, json, os, shutil, signal, sys
+import argparse, errno, io, json, os, shutil, signal, sys, traceback
 from collections.abc import Iterator
 from contextlib import redirect_stderr, suppress
 from dataclasses import fields
@@ -452,6 +452,7 @@ exit status:
   0    everything was done
   1    something could not be read or written, or differs; the rest was done
   2    wrong usage, or the model could not be loaded
+  3    stopped by a fault of the program or the machine; its traceback is shown, or in the run's log
   130  interrupted, as the shell counts it
   141  the reader of standard output left
 """
@@ -866,6 +867,16 @@ def main(
             raise
         say(plain(e))
         return 2 if isinstance(e, ModelError) else 1
+    except Exception as e:
+        if args.debug:
+            raise
+        from mmneurons.runs import RepeatedFault
+
+        if isinstance(e, RepeatedFault):
+            say(e)
+        else:
+            traceback.print_exc()
+        return 3
 
 
 def run() -> int:  # exit status

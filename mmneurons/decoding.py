@@ -22,7 +22,7 @@ from pyarrow.parquet import ParquetWriter
 from tqdm.auto import tqdm
 
 from .families import output_vectors, readout
-from .model import MultimodalLM
+from .model import HOST, MultimodalLM
 from .neurons import KEY
 from .text import same_noun
 
@@ -78,6 +78,7 @@ def decode_layer(
     if lens is not None:
         vectors = vectors @ lens[layer].to(vectors).T
     logits = unembed(mm, vectors, norm)
+    k = min(k, logits.shape[-1])
     for sign in signs:
         turned = logits if sign > 0 else -logits
         if sign < 0 and norm == 'full':  # its biases keep their sign
@@ -221,7 +222,7 @@ def embedding_spread(
     eigenvalues, axes = torch.linalg.eigh(table.T.cov())
     return table.mean(0), eigenvalues.clamp(0).sqrt()[:, None] * axes.T
 
-
+# %% ../nbs/03_decoding.ipynb #8cd324b5
 @torch.no_grad()
 def random_vectors(
     vectors,  # (n, d_model) to be imitated
@@ -229,7 +230,8 @@ def random_vectors(
     seed: int = 0,  # of the draw
 ) -> torch.Tensor:  # (n, d_model)
     "As many random vectors: as long as `vectors` are, or distributed as word embeddings are"
-    z = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(seed)).to(vectors)
+    rng = torch.Generator('cpu').manual_seed(seed)
+    z = torch.randn(vectors.shape, generator=rng, **HOST).to(vectors)
     if spread is None:
         return z * (vectors.norm(dim=-1) / z.norm(dim=-1))[:, None]
     mean, matrix = spread

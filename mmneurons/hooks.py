@@ -187,9 +187,10 @@ def neuron_masks(
     tables: list,  # of neurons (columns layer and unit); one for each row of the batch
 ) -> torch.Tensor:  # (row, layer, unit) bool
     "Which neurons of which row; a neuron that the model does not have is an error"
-    mask = torch.zeros(len(tables), mm.n_layers, mm.n_units, dtype=torch.bool)
+    mask = torch.zeros(len(tables), mm.n_layers, mm.n_units, dtype=torch.bool, device='cpu')
     for row, table in enumerate(tables):
-        layer, unit = (torch.tensor(table[c].to_numpy(int)) for c in ('layer', 'unit'))
+        at = (table[c].to_numpy(int) for c in ('layer', 'unit'))
+        layer, unit = (torch.tensor(column, device='cpu') for column in at)
         wrong = (layer < 0) | (layer >= mm.n_layers) | (unit < 0) | (unit >= mm.n_units)
         if wrong.any():
             first = wrong.nonzero()[0, 0]
@@ -209,7 +210,9 @@ def clamp_neurons(
     positions: range | slice | None = None,  # of the sequence; default: all
 ) -> Iterator[None]:
     "Clamp the activations under `mask` to `value` while the context is open"
-    value, ready = torch.as_tensor(value), {}
+    if not torch.is_tensor(value):
+        value = torch.tensor(value, dtype=torch.float32, device='cpu')
+    ready = {}
     span = slice(None) if positions is None else slice(positions.start, positions.stop)
     value = value[..., None] if value.ndim < 4 else value
     value = value.expand(*mask.shape, -1)

@@ -18,7 +18,7 @@ from .activations import Baseline
 from .attribution import batch_inputs, passes, target_logits
 from .families import output_vectors, post_scale, readout
 from .hooks import clamp_neurons, logits_at, neuron_masks, widened
-from .model import MultimodalLM, Seen
+from .model import HOST, MultimodalLM, Seen
 from .targets import Target, position_slice
 
 # %% ../nbs/02_methods.ipynb #2e01e174
@@ -190,8 +190,8 @@ def ablation_effects(
     if own_positions and p != position_slice(mm, target, 'image'):
         raise ValueError("activations of an image replace those at positions='image'")
     word = partial(_word_scores, mm, x, step, target)
-    intact, effects = word(1), torch.empty(len(sets), 2, dtype=torch.double)
-    lowest = torch.tensor([int(s.layer.min()) for s in sets])
+    intact, effects = word(1), torch.empty(len(sets), 2, dtype=torch.double, device='cpu')
+    lowest = torch.tensor([int(s.layer.min()) for s in sets], device='cpu')
     for part in lowest.argsort(stable=True).split(chunk):
         mask = neuron_masks(mm, [sets[n] for n in part.tolist()])
         with widened(mm, int(lowest[part[0]]), len(part)), clamp_neurons(mm, mask, value, p):
@@ -219,13 +219,13 @@ def exact(
 ) -> torch.Tensor:  # logits (target, vocab)
     "The fall of the word's logit when a neuron alone is ablated"
     acts, logits = batch_activations(mm, torch.cat([s.soft_prompt for s in seen]), targets)
-    named = [torch.tensor(neurons[c].to_numpy()) for c in ('layer', 'unit')]
+    named = neurons.layer.tolist(), neurons.unit.tolist()
     alone = [neurons.iloc[[n]] for n in range(len(neurons))]
     for row, words in enumerate(targets):
         for i, target in enumerate(words):
-            effects = torch.full((mm.n_layers, mm.n_units), -torch.inf)
+            effects = torch.full((mm.n_layers, mm.n_units), -torch.inf, **HOST)
             found = ablation_effects(mm, seen[row], target, alone, value, positions, chunk)
-            effects[*named] = torch.tensor(found.logit.to_numpy(), dtype=torch.float)
+            effects[*named] = torch.tensor(found.logit.to_numpy(), **HOST)
             for layer, a in acts.items():
                 a = a[row, position_slice(mm, target, positions)]
                 each(layer, row, i, _at_largest(effects[layer], a), a, a)

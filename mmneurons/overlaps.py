@@ -85,17 +85,18 @@ def control_maps(
     text_ids=(),  # caption tokens before the target
     channels: int = 100,  # of the encoder, drawn at random
     seed: int = 0,  # of the draw
-) -> dict:  # name → (n, patch)
+) -> dict:  # name → (n, cell of the grid)
     "Maps that use no neuron: the projection's norm, the encoder's norm and channels, attention to the target"
     seen, at = mm.see(image, False), mm.image_positions
-    patches = seen.patches.float().cpu()
+    patches, cells = seen.patches.float().cpu(), mm.encoder.layout.flatten()
     some = np.random.default_rng(seed).permutation(patches.shape[1])[:channels]
-    return {
+    maps = {
         'projection norm': seen.soft_prompt[0].float().norm(dim=-1)[None].cpu(),
         'encoder norm': patches.norm(dim=-1)[None],
         'encoder channels': patches.T[some],
         'attention': attention(mm, seen, text_ids).mean((0, 1))[None, at.start : at.stop],
     }
+    return {name: values[:, cells] for name, values in maps.items()}
 
 # %% ../nbs/04a_overlap.ipynb #08443a04
 def by_category(

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from .families import output_vectors, readout
-from .model import MultimodalLM
+from .model import HOST, MultimodalLM
 from .wordnet import lemmas, senses
 
 # %% ../nbs/03c_promotion.ipynb #fff4f056
@@ -57,7 +57,7 @@ def vocabulary_moments(
 ) -> tuple:  # mean (d_model,), covariance (d_model, d_model)
     "The first two moments, over the vocabulary, of the directions that the lens reads"
     weight, n = output_vectors(mm, 0, slice(1)), len(mm.lm.get_output_embeddings().weight)
-    eye, total = torch.eye(mm.d_model).to(weight), torch.zeros((), dtype=torch.double)
+    eye, total = torch.eye(mm.d_model, **HOST).to(weight), torch.zeros((), dtype=torch.double)
     square = total
     for start in range(0, n, chunk):
         rows = readout(mm, eye, slice(start, min(n, start + chunk))).float()
@@ -76,7 +76,7 @@ def word_scores(
     "How far above the vocabulary's mean each neuron's output vector puts each word, in standard deviations"
     vectors, tokens = output_vectors(mm, layer), words.token.unique().tolist()
     mean, covariance = (m.to(vectors) for m in moments)
-    z = readout(mm, vectors, torch.tensor(tokens)).to(vectors) - (vectors @ mean)[:, None]
+    z = readout(mm, vectors, tokens).to(vectors) - (vectors @ mean)[:, None]
     z = z / ((vectors @ covariance) * vectors).sum(1, keepdim=True).clamp(min=1e-30).sqrt()
     column = [tokens.index(t) for t in words.token]
     forms = pd.DataFrame(z[:, column].float().cpu().numpy().T)

@@ -46,7 +46,7 @@ def to_pixels(
 ) -> np.ndarray:  # (n, height, width)
     "Bilinear enlargement of patch values to the image's pixels"
     left, top, right, bottom = box or (0, 0, size[1], size[0])
-    maps = torch.as_tensor(grid).float().unflatten(1, shape)[:, None]
+    maps = torch.as_tensor(grid, device='cpu').float().unflatten(1, shape)[:, None]
     inner = F.interpolate(maps, (bottom - top, right - left), mode='bilinear', align_corners=False)[
         :, 0
     ].numpy()
@@ -71,7 +71,7 @@ def heatmaps(
         raise ValueError(
             f"baseline is a Baseline, None (over the gallery) or 'none', not {baseline!r}"
         )
-    usual = torch.zeros(1)
+    usual, cells = torch.zeros(1, device='cpu'), mm.encoder.layout.flatten()
     if not isinstance(baseline, str):
         usual = patch_activations(as_baseline(mm, baseline).mean, neurons)
     for image in images:
@@ -87,7 +87,7 @@ def heatmaps(
             inside = tuple(
                 round(v * s / f) for v, s, f in zip(box, shape[::-1] * 2, whole.size * 2)
             )
-        yield to_pixels(acts, mm.grid, shape, inside)
+        yield to_pixels(acts[:, cells], mm.grid, shape, inside)
 
 # %% ../nbs/04_receptive_fields.ipynb #0a4c81e0
 def heatmap(

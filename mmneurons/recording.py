@@ -17,7 +17,7 @@ from . import __version__
 from .activations import Baseline, fingerprint
 from .data import Example, Reader
 from .hooks import hook_neurons
-from .model import MultimodalLM
+from .model import HOST, MultimodalLM
 from .runs import RunFolder, data_fingerprint, in_halves, read_parts, schema
 from .wordnet import lemmas
 
@@ -32,7 +32,7 @@ def image_activations(
     lead: str = ' a',  # text after the prompt; its last token is the predicting position
 ) -> torch.Tensor:  # (image, place, layer, unit), the places being `PLACES`
     "Each neuron's mean activation over the image positions, and its activation where a noun is predicted"
-    out = torch.zeros(len(soft_prompt), len(PLACES), mm.n_layers, mm.n_units)
+    out = torch.zeros(len(soft_prompt), len(PLACES), mm.n_layers, mm.n_units, **HOST)
     image = slice(mm.image_positions.start, mm.image_positions.stop)
 
     def keep(layer, acts):

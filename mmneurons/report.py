@@ -39,13 +39,17 @@ from .text import same_noun
 def described(
     mm: MultimodalLM,  # whose neurons they are
     neurons: pd.DataFrame,  # as `top_neurons` or `meaning_neurons` gives them
-) -> pd.DataFrame:  # the same rows with name, tokens, english, other; and row, column of the patch where there is one
+) -> (
+    pd.DataFrame
+):  # the same rows with name, tokens, english, other; and row, column of a patch in the grid
     "Neurons with their names, their place in the grid and the tokens that they promote"
     table = neurons.reset_index(drop=True)
     if 'tokens' not in table:
         table = with_tokens(mm, table)
     if 'patch' in table:
-        table = table.assign(row=table.patch // mm.grid[1], column=table.patch % mm.grid[1])
+        patches = mm.encoder.layout.flatten().tolist()
+        cells = pd.DataFrame(np.ndindex(mm.grid), patches, ['row', 'column'])
+        table = table.join(cells, 'patch')
     table.insert(0, 'name', [neuron_name(*key) for key in table[KEY].itertuples(index=False)])
     return table
 
@@ -244,10 +248,9 @@ def block_lines(
     word, rows = one_line(look.attribution.target), look.block(name)
     if name == 'carried':
         lines = [f'  What carried "{word}"']
-        numbers = [
-            f'score {row.score:.2f} at patch {int(row.row)},{int(row.column)}'
-            for row in rows.itertuples()
-        ]
+        at = [f'at patch {r:.0f},{c:.0f}' for r, c in zip(rows.row, rows.column)]
+        at = [place if r == r else 'outside the grid' for place, r in zip(at, rows.row)]
+        numbers = [f'score {score:.2f} {place}' for score, place in zip(rows.score, at)]
     else:
         where = 'in the catalogue' if look.about['catalogued'] else 'by their output vectors'
         lines = [f'  Neurons that mean "{word}" ({where})']

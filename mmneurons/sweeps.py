@@ -639,9 +639,9 @@ def mask_tables(
     every = pd.concat([t[KEY] for t in tables.values()]).astype(int)
     if not len(every):
         return {}
-    acts = neuron_activations(run.mm, ex.image, every)
+    acts, cells = neuron_activations(run.mm, ex.image, every), run.mm.encoder.layout.flatten()
     above = acts - patch_activations(run.baseline.mean, every)
-    plain, above = (split_rows(values, tables) for values in (acts, above))
+    plain, above = (split_rows(values[:, cells], tables) for values in (acts, above))
     rows = [*overlap_rows(run, ex, arms, plain, 'none')]
     rows += overlap_rows(run, ex, arms, above, 'position_mean')
     maps = [v.tobytes() for v in plain['top'].half().numpy()]

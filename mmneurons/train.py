@@ -20,13 +20,14 @@ from typing import Any
 
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
-from accelerate.utils import reduce
+from accelerate.utils import align_module_device, reduce
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from .runs import disk_errors, needs, processes, write_atomic
-from .model import MultimodalLM
+from .hooks import attached, on_input
+from .model import HOST, MultimodalLM
 from .pairs import save_projection
 
 # %% ../nbs/01_train_projection.ipynb #902ba3cd
@@ -277,7 +278,8 @@ def init_projection(
     if not isinstance(layer, torch.nn.Linear):
         raise ValueError(f'{mm.config.lm} sees by itself: there is no projection to train')
     words = mm.embed(torch.zeros(1, 0, mm.d_model, device=mm.device), some)
-    w = torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(seed))
+    rng = torch.Generator('cpu').manual_seed(seed)
+    w = torch.randn(layer.weight.shape, generator=rng, **HOST)
     layer.weight.data = (w * words.float().std().cpu() / mm.d_image**0.5).to(layer.weight)
     layer.bias.data.zero_()
 
@@ -298,13 +300,12 @@ def caption_tokens(
     captions: list[str],  # one an image
 ) -> tuple[torch.Tensor, torch.Tensor]:  # ids (batch, token) and their mask
     "\" caption.\" and the end token, padded on the right"
-    said = mm.tokenizer(
-        [f" {c.strip().rstrip('.')}." for c in captions], add_special_tokens=False
-    ).input_ids
-    ids = [i + [mm.tokenizer.eos_token_id] for i in said]
+    texts = mm.texts_ids([f'{c.strip().rstrip(".")}.' for c in captions])
+    ids = [i + [mm.tokenizer.eos_token_id] for i in texts]
     longest = max(map(len, ids))
-    mask = torch.tensor([[1] * len(i) + [0] * (longest - len(i)) for i in ids], dtype=torch.bool)
-    return torch.tensor([i + [mm.tokenizer.eos_token_id] * (longest - len(i)) for i in ids]), mask
+    mask = torch.tensor([[1] * len(i) + [0] * (longest - len(i)) for i in ids], device='cpu')
+    padded = [i + [mm.tokenizer.eos_token_id] * (longest - len(i)) for i in ids]
+    return torch.tensor(padded, device='cpu'), mask.bool()
 
 # %% ../nbs/01_train_projection.ipynb #972a67c4
 def caption_loss(
@@ -347,11 +348,14 @@ def restricted_head(
     small = torch.nn.Linear(
         head.in_features, len(vocab), bias=head.bias is not None, device='meta'
     ).requires_grad_(False)
-    for name, p in head.named_parameters():
-        setattr(small, name, torch.nn.Parameter(p.data[vocab.to(p.device)], requires_grad=False))
+    with align_module_device(head):
+        for name, p in head.named_parameters():
+            rows = p.data[vocab.to(p.device)]
+            setattr(small, name, torch.nn.Parameter(rows, requires_grad=False))
     try:
         mm.lm.set_output_embeddings(small)
-        yield
+        with attached(on_input(small, lambda h: h.to(small.weight.device))):  # tied: the first one
+            yield
     finally:
         mm.lm.set_output_embeddings(head)
 
@@ -376,9 +380,9 @@ def shown_patches(
 ) -> torch.Tensor:  # indices, ascending
     "Which patches a step shows"
     if step >= cfg.steps * (1 - cfg.full):
-        return torch.arange(n)
-    g = torch.Generator().manual_seed(cfg.seed * 1_000_003 + step)
-    return torch.randperm(n, generator=g)[: max(1, round(cfg.keep * n))].sort().values
+        return torch.arange(n, device='cpu')
+    g = torch.Generator('cpu').manual_seed(cfg.seed * 1_000_003 + step)
+    return torch.randperm(n, generator=g, device='cpu')[: max(1, round(cfg.keep * n))].sort().values
 
 # %% ../nbs/01_train_projection.ipynb #761f22b2
 def dropout_mask(
@@ -389,7 +393,8 @@ def dropout_mask(
     torch.Tensor
 ):  # (image, *shape): 0 where a number is hidden, elsewhere what keeps the mean size
     "Which numbers a step hides: the same whoever works on an image, and with which other images"
-    draws = [torch.rand(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
+    rngs = [torch.Generator('cpu').manual_seed(s) for s in seeds]
+    draws = [torch.rand(shape, generator=rng, **HOST) for rng in rngs]
     return (torch.stack(draws) >= p) / (1 - p)
 
 # %% ../nbs/01_train_projection.ipynb #92cfceb3
@@ -422,7 +427,7 @@ def validate(
         processes(mm.device),
     )
     total, size = (
-        torch.zeros(1, device=mm.device),
+        torch.zeros(1, **HOST | dict(device=mm.device)),
         max(1, cfg.batch_size // cfg.accumulate // team.num_processes),
     )
     for i in range(team.process_index * size, len(picks), size * team.num_processes):

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd, psutil, pytest, torch
 from conftest import PRELOAD, ROOT
+from mmneurons import cli
 from mmneurons.data import Example, Reader, coco, gallery, write_coco
 from mmneurons.images import open_image
 from mmneurons.model import tiny_model
@@ -192,6 +193,27 @@ def test_a_fault_of_the_program_ends_the_run_with_its_traceback(tmp_path):
     assert log.count('a module was renamed') == log.count('Traceback') * 2 and 'in broken' in log
     failures = sweep(mm, masked(tmp_path / 'pictures', 16), tmp_path / 'run', cfg)
     assert not len(failures) and len(read_table(tmp_path / 'run', 'images')) == 16
+
+
+def test_the_exit_status_tells_a_fault_from_bad_data(tmp_path, monkeypatch, capsys):
+    mm, data = tiny_model(seed=5), tmp_path / 'pictures'
+    pictures(data, 4)
+    monkeypatch.setattr(cli, 'load', lambda args: mm)
+    command = ['sweep', '--data', f'folder:{data}', '--tasks', 'attribute', '--k', '5']
+    command += ['--score', 'paper', '--out']
+    (data / '1.png').write_bytes(b'torn')
+    assert cli.main([*command, str(tmp_path / 'bad data')]) == 1
+    handle = mm.encoder.register_forward_pre_hook(lambda module, args: module.renamed)
+    capsys.readouterr()
+    assert cli.main([*command, str(tmp_path / 'fault')]) == 3
+    said = capsys.readouterr().err
+    assert said.count('mmneurons: stopped: the same error came 3 times') == 1
+    assert 'log-0.txt' in said and 'Traceback' not in said
+    assert "has no attribute 'renamed'" in (tmp_path / 'fault' / 'log-0.txt').read_text()
+    with pytest.raises(RepeatedFault):
+        cli.main([*command, str(tmp_path / 'fault'), '--debug'])
+    handle.remove()
+    assert cli.main([*command, str(tmp_path / 'fault')]) == 1  # the torn image is left
 
 
 def test_a_batch_too_large_for_the_memory_is_halved(tmp_path):

@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..ablation import ablate
 from ..attribution import Attribution, batch_inputs, top_neurons
 from ..hooks import hook_neurons, logits_at
-from ..model import MultimodalLM
+from ..model import HOST, MultimodalLM
 from ..neurons import random_neurons
 from ..stats import interval, label_permutations, roc_auc
 from ..targets import Target, token_at
@@ -226,7 +226,7 @@ def specific_neurons(
     "The neurons whose scores are furthest above the mean over other concepts in the same form"
     concepts, forms, best = np.asarray(concepts), np.asarray(forms), []
     for i, s in enumerate(scores):
-        others = torch.tensor((forms == forms[i]) & (concepts != concepts[i]))
+        others = torch.tensor((forms == forms[i]) & (concepts != concepts[i]), device='cpu')
         best.append((s - scores[others].mean(0)).flatten().topk(k).indices.numpy())
     return np.stack(best)
 
@@ -271,7 +271,7 @@ def text_activations(
     word: str,  # a word in it
 ) -> torch.Tensor:  # (layer, unit)
     "The activations where a text ends the word"
-    ids, acts = mm.word_ids(text), torch.zeros(mm.n_layers, mm.n_units)
+    ids, acts = mm.word_ids(text), torch.zeros(mm.n_layers, mm.n_units, **HOST)
     begin, full = token_at(mm, ids, word), mm.tokenizer.decode(ids)
     if begin is None:
         raise ValueError(f'{text!r} does not contain {word!r}')
@@ -295,7 +295,7 @@ def own_text_auc(
     z, names = torch.stack([*acts.values()]), np.array([*acts])
     z, rows = (z - z.mean(0)) / z.std(0).clamp(min=1e-9), []
     for concept, table in neurons.items():
-        layer, unit, sign = (torch.tensor(table[c].to_numpy()) for c in ('layer', 'unit', 'sign'))
-        level = (z[:, layer, unit] * sign).mean(1)
+        sign = torch.tensor(table.sign.to_numpy(), **HOST)
+        level = (z[:, table.layer.tolist(), table.unit.tolist()] * sign).mean(1)
         rows.append(dict(concept=concept, auc=roc_auc(level[None], names == concept)[0]))
     return pd.DataFrame(rows)

@@ -13,8 +13,8 @@ from contextlib import AbstractContextManager, contextmanager
 import matplotlib.pyplot as plt, pandas as pd, torch
 from matplotlib.figure import Figure
 
-from ..hooks import attached, clamp_neurons, hook_neurons, on_input
-from ..model import MultimodalLM, Seen
+from ..hooks import attached, clamp_neurons, differentiable, hook_neurons, on_input
+from ..model import HOST, MultimodalLM, Seen
 
 # %% ../../nbs/05b_circuits.ipynb #ee707ec4
 def n_heads(
@@ -82,14 +82,13 @@ def gradients_of(
     acts: dict[int, torch.Tensor] = {}
     heads: dict[int, torch.Tensor] = {}
     own: list[torch.Tensor] = []
-    x = mm.embed(seen.soft_prompt).detach().requires_grad_()
     with (
-        torch.enable_grad(),
+        differentiable(mm),
         hook_neurons(mm, lambda l, a: acts.update({l: a}), range(layer)),
         hook_heads(mm, lambda l, h: heads.update({l: h}), range(layer + 1)),
         hook_neurons(mm, lambda l, z: own.append(z[0, at, unit]), [layer], mm.family.score_at),
     ):
-        mm(x)
+        mm(mm.embed(seen.soft_prompt.clone()).requires_grad_())
     values = [*acts.values(), *heads.values()]
     # unused: in parallel blocks a block's heads do not reach its own MLP
     found = torch.autograd.grad(own[0], values, allow_unused=True)
@@ -126,7 +125,7 @@ def ablate_heads(
     "Set the output of the heads under `mask` to zero while the context is open"
 
     def edit(layer, heads):
-        at = torch.zeros(heads.shape[1], 1, dtype=torch.bool)
+        at = torch.zeros(heads.shape[1], 1, dtype=torch.bool, device='cpu')
         at[positions.start : positions.stop] = True
         here = (mask[:, layer, None] & at)[..., None]
         return heads.masked_fill(here.to(heads.device), 0)
@@ -140,7 +139,7 @@ def source_masks(
 ) -> dict:  # kind → (row, layer, unit) bool
     "Which neuron or head is ablated in each row"
     sizes = dict(neuron=mm.n_units, head=n_heads(mm))
-    masks = {k: torch.zeros(len(sources), mm.n_layers, n).bool() for k, n in sizes.items()}
+    masks = {k: torch.zeros(len(sources), mm.n_layers, n, **HOST).bool() for k, n in sizes.items()}
     for row, s in enumerate(sources.itertuples()):
         masks[s.kind][row, s.layer, s.unit] = True
     return masks
@@ -214,7 +213,7 @@ def draw_edge(
     score: float,  # colour and width
 ) -> None:
     "A curve from a source to the neuron that it activates, around what stands between"
-    (x, y), (u, v), t = start, end, torch.linspace(0, 1, 30)
+    (x, y), (u, v), t = start, end, torch.linspace(0, 1, 30, **HOST)
     bend = 0.2 * (v - y) * (1 if x >= u else -1) * t * (1 - t)
     colour, width = '#d1762c' if score > 0 else '#3b6fb6', min(6, 0.6 + 12 * abs(score))
     line = x + (u - x) * t + bend, y + (v - y) * t

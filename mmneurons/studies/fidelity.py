@@ -14,7 +14,7 @@ from ..attribution import attribute, top_neurons
 from ..families import output_vectors, post_scale
 from ..hooks import hook_neurons
 from ..methods import ablation_effects, gradient_free, integrated, patching
-from ..model import MultimodalLM, Seen
+from ..model import HOST, MultimodalLM, Seen
 from ..neurons import random_elsewhere
 from ..stats import rank_correlation
 from ..targets import Target
@@ -36,7 +36,7 @@ def output_size(
     seen: Seen,  # the image
 ) -> torch.Tensor:  # (layer, unit)
     "What each neuron adds at the image, in any direction: |activation| × length of output vector, summed over patches"
-    out = torch.zeros(mm.n_layers, mm.n_units)
+    out = torch.zeros(mm.n_layers, mm.n_units, **HOST)
 
     def add(layer, acts):
         a = acts[0, mm.image_positions]
@@ -79,7 +79,7 @@ def fidelity(
     first = attribute(mm, seen, paper=True)
     target = Target(first.target, first.token_id, first.text_ids)
     chosen = sample_neurons(mm, top_neurons(first, n_top), n_random, every, seed)
-    at = torch.tensor(chosen.layer.to_numpy()), torch.tensor(chosen.unit.to_numpy())
+    at = chosen.layer.tolist(), chosen.unit.tolist()
     scores = {name: attribute(mm, seen, target, **how).scores for name, how in ESTIMATES.items()}
     scores['output size'] = output_size(mm, seen)
     alone = [chosen.iloc[[n]] for n in range(len(chosen))]

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save
 from tqdm.auto import tqdm
 
-from ..hooks import attached, on_input, on_output
-from ..model import MultimodalLM
+from ..hooks import attached, differentiable, on_input, on_output
+from ..model import HOST, MultimodalLM
 from ..runs import write_atomic
 from ..targets import choose_target
 
@@ -49,10 +49,10 @@ def random_directions(
     seed: int,  # of the draw
 ) -> torch.Tensor:  # (sweeps · d, d)
     "Orthonormal directions in random order"
-    rng = torch.Generator().manual_seed(seed)
-    sets = [torch.linalg.qr(torch.randn(d, d, generator=rng))[0] for _ in range(sweeps)]
+    rng = torch.Generator('cpu').manual_seed(seed)
+    sets = [torch.linalg.qr(torch.randn(d, d, generator=rng, **HOST))[0] for _ in range(sweeps)]
     directions = torch.cat(sets)
-    return directions[torch.randperm(len(directions), generator=rng)]
+    return directions[torch.randperm(len(directions), generator=rng, device='cpu')]
 
 # %% ../../nbs/03a_lenses.ipynb #99014864
 def jacobian_lens(
@@ -64,18 +64,19 @@ def jacobian_lens(
     torch.Tensor
 ):  # (layer, d_model, d_model); zero in the last layer, which is never read at the image
     "Mean effect of a vector at the image positions of each layer on the residual stream that predicts the noun"
-    images, d = list(images), mm.d_model
-    maps = torch.zeros(mm.n_layers, d, d, device=mm.device)
-    shares = random_directions(d, sweeps, seed).tensor_split(len(images))
-    for image, share in zip(tqdm(images, desc='jacobian', unit='image'), shares):
-        seen = mm.see(image)
-        text = choose_target(mm, seen).text_ids
-        with torch.enable_grad(), residual_stream(mm, grad=True) as stream:
-            mm(mm.embed(seen.soft_prompt, text))
-        for q in share.to(stream[-1]):
-            grads = torch.autograd.grad(stream[-1][0, -1] @ q, stream[:-1], retain_graph=True)
-            for layer, g in enumerate(grads):
-                maps[layer] += torch.outer(q, g[0, mm.image_positions].sum(0)).float()
+    images, d, at = list(images), mm.d_model, mm.image_positions
+    with differentiable(mm):
+        maps = torch.zeros(mm.n_layers, d, d, **HOST | dict(device=mm.device))
+        shares = random_directions(d, sweeps, seed).tensor_split(len(images))
+        for image, share in zip(tqdm(images, desc='jacobian', unit='image'), shares):
+            seen = mm.see(image)
+            text = choose_target(mm, seen).text_ids
+            with residual_stream(mm, grad=True) as stream:
+                mm(mm.embed(seen.soft_prompt.clone(), text))
+            for q in share.to(stream[-1]):
+                grads = torch.autograd.grad(stream[-1][0, -1] @ q, stream[:-1], retain_graph=True)
+                for layer, g in enumerate(grads):
+                    maps[layer] += torch.outer(q.to(g), g[0, at].sum(0)).to(maps)
     return maps.cpu() / sweeps
 
 # %% ../../nbs/03a_lenses.ipynb #5cd33f63
@@ -108,7 +109,8 @@ def ridge_regression(
 ) -> torch.Tensor:  # (layer, out, d - 1): without the constant's column
     "Least squares with a penalty, from sums of products"
     mean_square = xx.diagonal(dim1=1, dim2=2).mean(1)
-    penalty = ridge * mean_square[:, None, None] * torch.eye(xx.shape[1])
+    eye = torch.eye(xx.shape[1], dtype=xx.dtype, device=xx.device)
+    penalty = ridge * mean_square[:, None, None] * eye
     return torch.linalg.solve(xx + penalty, xy)[:, :-1].mT.float()
 
 # %% ../../nbs/03a_lenses.ipynb #bb46eea7
@@ -121,14 +123,15 @@ def tuned_lens(
 ) -> torch.Tensor:  # (layer, d_model, d_model)
     "For each layer the linear part of the affine map that best turns its residual stream into the final one"
     d = mm.d_model
-    xx = torch.zeros(mm.n_layers, d + 1, d + 1, dtype=torch.double)
-    xy = torch.zeros(mm.n_layers, d + 1, d, dtype=torch.double)
+    exact = HOST | dict(dtype=torch.double)
+    xx = torch.zeros(mm.n_layers, d + 1, d + 1, **exact)
+    xy = torch.zeros(mm.n_layers, d + 1, d, **exact)
     for part in tqdm(ids.split(batch_size), desc='tuned', unit='batch'):
         with residual_stream(mm) as stream:
             mm.lm(input_ids=part, logits_to_keep=1, use_cache=False)
         flat = [h[:, 1:].flatten(0, 1).double().cpu() for h in stream]
         for layer, h in enumerate(flat[:-1]):
-            h = torch.cat([h, torch.ones(len(h), 1)], 1)
+            h = torch.cat([h, h.new_ones(len(h), 1)], 1)
             xx[layer] += h.T @ h
             xy[layer] += h.T @ flat[-1]
     return ridge_regression(xx, xy, ridge)

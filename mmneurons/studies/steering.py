@@ -20,7 +20,7 @@ from ..ablation import ablate
 from ..attribution import Attribution
 from ..families import output_vectors
 from ..hooks import edit_residual
-from ..model import MultimodalLM
+from ..model import HOST, MultimodalLM
 from ..stats import interval
 from ..text import content_words, first_noun, same_noun
 
@@ -30,9 +30,9 @@ def direction(
     neurons: pd.DataFrame,  # layer, unit, activation: all of one layer
 ) -> torch.Tensor:  # (d_model,), of length one
     "The direction of the summed output of some neurons of a layer"
-    layer, index = int(neurons.layer.iloc[0]), torch.tensor(neurons.unit.to_numpy())
+    layer, index = int(neurons.layer.iloc[0]), neurons.unit.tolist()
     vectors = output_vectors(mm, layer, index).float()
-    activations = torch.tensor(neurons.activation.to_numpy()).to(vectors)
+    activations = torch.tensor(neurons.activation.to_numpy(), **HOST).to(vectors)
     return torch.nn.functional.normalize(activations @ vectors, dim=0)
 
 # %% ../../nbs/05a_steering.ipynb #02ccba2e
@@ -47,7 +47,7 @@ def add_outputs(
     pushes: dict[int, torch.Tensor] = {}
     for row, (table, strength) in enumerate(zip(tables, strengths)):
         for layer, group in table.groupby('layer'):
-            empty = torch.zeros(len(tables), 1, mm.d_model)
+            empty = torch.zeros(len(tables), 1, mm.d_model, **HOST)
             push = strength * direction(mm, group).cpu()
             pushes.setdefault(layer, empty)[row, 0] = push
     at = slice(mm.image_positions.start, mm.image_positions.stop)
