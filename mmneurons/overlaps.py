@@ -86,7 +86,7 @@ def control_maps(
     channels: int = 100,  # of the encoder, drawn at random
     seed: int = 0,  # of the draw
 ) -> dict:  # name → (n, patch)
-    "Maps that know no neuron: the projection's norm, the encoder's norm and channels, attention to the target"
+    "Maps that use no neuron: the projection's norm, the encoder's norm and channels, attention to the target"
     seen, at = mm.see(image, False), mm.image_positions
     patches = seen.patches.float().cpu()
     some = np.random.default_rng(seed).permutation(patches.shape[1])[:channels]

@@ -522,15 +522,9 @@ TO_BE_REWRITTEN = {
     '00e_cutouts.ipynb',
     '00f_compose.ipynb',
     '01_train_projection.ipynb',
-    '03_decoding.ipynb',
-    '04_receptive_fields.ipynb',
     '05_ablation.ipynb',
-    '09_report.ipynb',
     '09b_manual.ipynb',
     '10_cli.ipynb',
-    '12_model_card.ipynb',
-    'index.ipynb',
-    'CHANGELOG.md',
 }
 
 

@@ -48,7 +48,7 @@ def place_of(
     mm: MultimodalLM,  # the model
     neuron,  # one row of a table of neurons: layer, unit, sign, patch
 ) -> tuple[int, int, int, int]:  # layer, unit, position, sign
-    "Where the neuron stands"
+    "Layer, index, position and sign of the neuron"
     position = mm.image_positions.start + int(neuron.patch)
     return int(neuron.layer), int(neuron.unit), position, int(neuron.sign)
 

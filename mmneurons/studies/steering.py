@@ -29,7 +29,7 @@ def direction(
     mm: MultimodalLM,  # the model
     neurons: pd.DataFrame,  # layer, unit, activation: all of one layer
 ) -> torch.Tensor:  # (d_model,), of length one
-    "What some neurons of a layer write together"
+    "The direction of the summed output of some neurons of a layer"
     layer, index = int(neurons.layer.iloc[0]), torch.tensor(neurons.unit.to_numpy())
     vectors = output_vectors(mm, layer, index).float()
     activations = torch.tensor(neurons.activation.to_numpy()).to(vectors)
@@ -140,7 +140,7 @@ def outcome_table(
     donor: Attribution,  # of the donor's noun
     how: str,  # the way of driving
 ) -> pd.DataFrame:  # image_id, donor, arm, how, strength, p_new, p_old, turned, kept, rest, caption
-    "The rows with what became of each caption"
+    "The rows with the outcome of each caption"
     table = pd.DataFrame(rows, columns=['arm', 'strength', 'p_new', 'p_old', 'caption'])
     found = [outcome(text, intact, donor.target, host.target) for text in table.caption]
     table = table.join(pd.DataFrame(found))
