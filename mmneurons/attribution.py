@@ -19,7 +19,6 @@ from typing import Self
 
 import pandas as pd
 import torch
-from fastcore.basics import patch
 from safetensors import safe_open
 from safetensors.torch import save as as_bytes
 
@@ -247,6 +246,9 @@ class Attribution:
     def __repr__(self):
         return f'Attribution({self.image_id} {self.caption!r}: {self.target!r} with P = {self.prob:.2f})'
 
+    def _repr_html_(self):
+        return _as_html(self)
+
     def save(
         self,
         file,  # path to write, `*.safetensors`
@@ -310,16 +312,16 @@ def listed(
     return at.gather(-1, (sign > 0).long()[..., None])[..., 0]
 
 # %% ../nbs/02_attribution.ipynb #fb644351
-@patch
-def _repr_html_(self: Attribution):
-    word = rf'(?i)\b({re.escape(self.target)})\b'
-    text = re.sub(word, r'<b>\1</b>', escape(self.caption), count=1)
-    top = top_neurons(self, 5)[['layer', 'unit', 'sign', 'patch', 'score']]
-    method = f'{self.method} at the {self.positions} positions, {self.reduce} over them'
-    how = f'P({escape(self.token.strip())}) = {self.prob:.2f}; {method}'
-    notes = ''.join(f'<p><i>{escape(n)}</i></p>' for n in self.notes)
+def _as_html(a):
+    "The table of an `Attribution` for a notebook"
+    word = rf'(?i)\b({re.escape(a.target)})\b'
+    text = re.sub(word, r'<b>\1</b>', escape(a.caption), count=1)
+    top = top_neurons(a, 5)[['layer', 'unit', 'sign', 'patch', 'score']]
+    method = f'{a.method} at the {a.positions} positions, {a.reduce} over them'
+    how = f'P({escape(a.token.strip())}) = {a.prob:.2f}; {method}'
+    notes = ''.join(f'<p><i>{escape(n)}</i></p>' for n in a.notes)
     table = top.to_html(index=False, float_format='%.3f')
-    return f'<p>{escape(self.image_id)} “{text}”: {how}</p>{table}{notes}'
+    return f'<p>{escape(a.image_id)} “{text}”: {how}</p>{table}{notes}'
 
 # %% ../nbs/02_attribution.ipynb #511a418e
 def reduce_positions(
