@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['PAPER_KS', 'COLOURS', 'ablation_values', 'ablate', 'target_probability', 'paper_ks', 'default_ks', 'paper_arms',
-           'curve_points', 'TargetReader', 'image_curve', 'ablation_curve', 'against_original', 'relative',
-           'curve_means', 'plot_curve', 'units_to']
+           'curve_points', 'TargetReader', 'image_curve', 'ablation_curve', 'relative', 'against_original',
+           'curve_means', 'plot_curve']
 
 # %% ../nbs/05_ablation.ipynb #c1dfd96e
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -207,6 +206,14 @@ def ablation_curve(
         raise ValueError('there are no images to draw a curve of')
     return pd.concat(curves, ignore_index=True)
 
+# %% ../nbs/05_ablation.ipynb #a9334987
+def relative(
+    curves: pd.DataFrame,  # from `ablation_curve`, with the point 0
+) -> pd.DataFrame:  # `curves` with a column `relative`
+    "The share of the intact model's probability that is left"
+    intact = curves[curves.n_ablated == 0].groupby('image_id').p_target.first()
+    return curves.assign(relative=curves.p_target / curves.image_id.map(intact))
+
 # %% ../nbs/05_ablation.ipynb #64e095fe
 def against_original(
     curves: pd.DataFrame,  # from `ablation_curve`, with captions and the point 0
@@ -217,14 +224,6 @@ def against_original(
     if missing := set(curves.image_id) - set(intact.index):
         raise ValueError(f'{sorted(missing)[0]!r} has no point without ablation; put 0 into ks')
     return curves.assign(score=score(curves.caption.tolist(), curves.image_id.map(intact).tolist()))
-
-# %% ../nbs/05_ablation.ipynb #a9334987
-def relative(
-    curves: pd.DataFrame,  # from `ablation_curve`, with the point 0
-) -> pd.DataFrame:  # `curves` with a column `relative`
-    "The share of the intact model's probability that is left"
-    intact = curves[curves.n_ablated == 0].groupby('image_id').p_target.first()
-    return curves.assign(relative=curves.p_target / curves.image_id.map(intact))
 
 # %% ../nbs/05_ablation.ipynb #c5b76da3
 def curve_means(
@@ -266,13 +265,3 @@ def plot_curve(
     ax.spines[['top', 'right']].set_visible(False)
     ax.legend(frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
     return fig
-
-# %% ../nbs/05_ablation.ipynb #a17554a0
-def units_to(
-    curves: pd.DataFrame,  # from `relative`
-    share: float = 0.5,  # of the intact probability
-) -> pd.DataFrame:  # image_id, arm, draw, n_ablated; infinite where the curve stays above
-    "The fewest neurons on each curve after which no more than `share` is left"
-    below = curves[curves.relative <= share].groupby(['image_id', 'arm', 'draw']).n_ablated.min()
-    every = curves.groupby(['image_id', 'arm', 'draw'], sort=False).size().index
-    return below.reindex(every, fill_value=np.inf).rename('n_ablated').reset_index()
