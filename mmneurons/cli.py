@@ -12,9 +12,11 @@ __all__ = ['WAYS_OUT', 'LOOK', 'LOOK_EXAMPLES', 'OUTPUT', 'STATUS', 'ENVIRONMENT
 
 # %% ../nbs/10_cli.ipynb #ac3478d6
 import argparse, errno, io, json, os, shutil, signal, sys, traceback
+from collections.abc import Iterator
 from contextlib import redirect_stderr, suppress
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -32,6 +34,10 @@ from mmneurons.manual import (
     TRAIN_EXAMPLES,
     TRAIN_FILES,
 )
+
+if TYPE_CHECKING:  # both take seconds to import
+    from mmneurons.activations import Baseline
+    from mmneurons.model import MultimodalLM
 
 # %% ../nbs/10_cli.ipynb #902ba3cd
 def say(
@@ -58,7 +64,7 @@ WAYS_OUT = {
 
 def plain(
     error: Exception,  # what went wrong
-):  # text or exception
+) -> str | Exception:
     "What the system reports by a number, with the way out"
     return (
         f'{error.filename}: {WAYS_OUT[error.errno]}'
@@ -69,7 +75,7 @@ def plain(
 # %% ../nbs/10_cli.ipynb #b1d57811
 def load(
     args,  # with model, projection, device and dtype
-):  # MultimodalLM
+) -> 'MultimodalLM':
     "The model that the arguments name, or a `ModelError`"
     say(f'loading {args.model}')
     import torch
@@ -117,8 +123,8 @@ def page_path(
 # %% ../nbs/10_cli.ipynb #f1abd671
 def chosen_baseline(
     args,  # of `mmneurons look`: baseline
-    mm,  # MultimodalLM
-):  # Baseline
+    mm: 'MultimodalLM',  # the model
+) -> 'Baseline':
     "The baseline that the arguments name; by default the one over the gallery"
     from mmneurons.activations import Baseline, as_baseline
 
@@ -134,7 +140,7 @@ def chosen_baseline(
 # %% ../nbs/10_cli.ipynb #0716d970
 def looks(
     args,  # of `mmneurons look`
-):  # yields (path, Look or exception, page or None)
+) -> Iterator[tuple]:  # path, `Look` or exception, page or None
     "Look at each image in turn and write its page"
     from mmneurons.images import open_image
 
@@ -498,7 +504,7 @@ def add_command(
     run,  # takes the parsed arguments, returns the exit status
     brief: str,  # one line, for the list of commands
     **manual,  # usage, description, epilog
-):  # its parser
+) -> argparse.ArgumentParser:
     "A command, laid out as a manual page"
     p = commands.add_parser(
         name,

@@ -73,11 +73,11 @@ def decode_layer(
     lens: torch.Tensor | None,  # as in `decode`
 ) -> pd.DataFrame:  # as `decode`
     "Some units of one layer, with each of `signs`"
-    vectors, out = output_vectors(mm, layer, units), []
+    vectors = output_vectors(mm, layer, units)
     if lens is not None:
         vectors = vectors @ lens[layer].to(vectors).T
     logits = unembed(mm, vectors, norm)
-    k = min(k, logits.shape[-1])
+    k, out = min(k, logits.shape[-1]), []
     for sign in signs:
         turned = logits if sign > 0 else -logits
         if sign < 0 and norm == 'full':  # its biases do not turn round
@@ -229,8 +229,9 @@ def random_vectors(
     seed: int = 0,  # of the draw
 ) -> torch.Tensor:  # (n, d_model)
     "As many random vectors as `vectors` has"
-    rng = torch.Generator('cpu').manual_seed(seed)
-    z = torch.randn(vectors.shape, generator=rng, **HOST).to(vectors)
+    z = torch.randn(vectors.shape, generator=torch.Generator('cpu').manual_seed(seed), **HOST).to(
+        vectors
+    )
     if spread is None:
         return z * (vectors.norm(dim=-1) / z.norm(dim=-1))[:, None]
     mean, matrix = spread
