@@ -74,11 +74,11 @@ def decode_layer(
     lens: torch.Tensor | None,  # as in `decode`
 ) -> pd.DataFrame:  # as `decode`
     "Some neurons of one layer, with each of `signs`"
-    vectors, out = output_vectors(mm, layer, units), []
+    vectors = output_vectors(mm, layer, units)
     if lens is not None:
         vectors = vectors @ lens[layer].to(vectors).T
     logits = unembed(mm, vectors, norm)
-    k = min(k, logits.shape[-1])
+    k, out = min(k, logits.shape[-1]), []
     for sign in signs:
         turned = logits if sign > 0 else -logits
         if sign < 0 and norm == 'full':  # its biases keep their sign

@@ -128,6 +128,8 @@ def guess_family(
     packed = any(o == 2 * units for _, o in shapes.values())
     norm = [n for n, _ in decoder.named_children() if 'norm' in n or n.startswith('ln')][-1]
     outputs = [n for n in linear if 'att' in n and n.split('.')[-1] in _ATTENTION_OUT]
+    if not outputs:
+        raise ValueError('the blocks of this model have no attention: no row can be guessed')
     return Family(blocks, down, ups[0] if len(ups) == 1 and not packed else None, norm, outputs[-1])
 
 # %% ../nbs/005_families.ipynb #59b91cfb

@@ -2,7 +2,7 @@
 
 import pytest
 from huggingface_hub.errors import StrictDataclassClassValidationError
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mmneurons.families import FAMILIES, NeuronLM, check_family, guess_family, refusal, tiny_lm
@@ -46,3 +46,14 @@ def test_the_row_that_a_chapter_adds_is_right(monkeypatch):
 @pytest.mark.parametrize('kind', ['olmoe', 'qwen3_moe', 'granitemoe', 'falcon_h1', 'mamba2'])
 def test_a_refused_type_is_named_before_it_is_loaded(kind):
     assert repr(kind) in refusal(text_config(kind))
+
+
+def test_no_row_is_guessed_where_there_is_no_attention():
+    with pytest.raises(ValueError, match='have no attention'):
+        guess_family(AutoModelForCausalLM.from_config(small_mamba()))
+
+
+def small_mamba():
+    "A configuration of Mamba 2"
+    sizes = dict(hidden_size=32, num_heads=4, head_dim=16, n_groups=1, expand=2)
+    return AutoConfig.for_model('mamba2', num_hidden_layers=1, vocab_size=21, **sizes)

@@ -13,7 +13,8 @@ from mmneurons.activations import Baseline, neuron_activations
 from mmneurons.attribution import attribute, top_neurons
 from mmneurons.encoders import check_encoder
 from mmneurons.families import check_family
-from mmneurons.model import MultimodalLM
+from mmneurons.images import open_image
+from mmneurons.model import MultimodalLM, tiny_model
 from mmneurons.receptive_fields import heatmap, receptive_field
 from mmneurons.report import as_text, described, look
 from mmneurons.vlm import VlmLM, tiny_vlm
@@ -347,3 +348,39 @@ def test_vectors_that_are_not_exchanged_are_noticed(monkeypatch):
     monkeypatch.setattr(VlmLM, 'forward', lambda self, inputs_embeds, **more: model(**self.blank))
     with pytest.raises(ValueError, match='in a second way'):
         MultimodalLM.from_vlm(model, *rest)
+
+
+def pictures():
+    "What PIL opens without being asked what it means: 16 bits, transparency, EXIF, floating point, four inks"
+    grey = np.tile(np.linspace(0, 255, 64, dtype=np.uint8), (48, 1))
+    clear = np.zeros((48, 64, 4), np.uint8)
+    clear[10:30, 10:30] = 255, 0, 0, 255
+    colour, turned = Image.fromarray(np.dstack([grey, grey, 255 - grey])), Image.Exif()
+    turned[0x112] = 6
+    yield 'deep.png', Image.fromarray(grey.astype(np.uint16) * 257), {}
+    yield 'clear.png', Image.fromarray(clear), {}
+    yield 'turned.jpg', colour, dict(exif=turned)
+    yield 'float.tiff', Image.fromarray(grey.astype(np.float32) / 255), {}
+    yield 'inks.jpg', colour.convert('CMYK'), {}
+
+
+def test_an_image_that_pil_opened_is_seen_as_its_file_is(tmp_path):
+    sees = tiny_model(), MultimodalLM.from_vlm(*tiny_vlm('llava'))
+    for name, image, options in pictures():
+        image.save(tmp_path / name, **options)
+        for mm in sees:
+            with Image.open(tmp_path / name) as by_hand:
+                got = mm.soft_prompt([by_hand])
+            assert torch.equal(got, mm.soft_prompt([open_image(tmp_path / name)])), name
+        for encoder in (mm.encoder for mm in sees):
+            with Image.open(tmp_path / name) as by_hand:
+                got = encoder(encoder.pixels([by_hand]))
+            want = encoder(encoder.pixels([open_image(tmp_path / name)]))
+            assert torch.equal(got, want), name
+
+
+def test_a_baseline_of_one_way_to_cut_images_is_refused_for_another():
+    whole, cut = (MultimodalLM.from_vlm(*tiny(idefics3, split)) for split in (False, True))
+    assert all(torch.equal(*pair) for pair in zip(whole.lm.parameters(), cut.lm.parameters()))
+    with pytest.raises(ValueError, match='was made with the pair'):
+        Baseline.over(whole, [IMAGE]).check(cut)
