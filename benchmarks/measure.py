@@ -16,16 +16,19 @@
     python benchmarks/measure.py words --corpus data/corpus -n 24                    whether a colour, a number or a place goes while the noun stays
     python benchmarks/measure.py forms --corpus data/corpus                          whether a thing's photograph, drawing, emoji and name lead to the same units
 
+    python benchmarks/measure.py all --corpus data/corpus          each table that is stale (benchmarks/measured.py)
+
 The tables go to nbs/data (--out); --model pocket-smollm2 measures the second pair of models.
 """
 
-import argparse, csv, re
+import argparse, csv, re, sys
 from collections import Counter
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
+from measured import measure_again
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
@@ -1208,7 +1211,8 @@ if __name__ == '__main__':
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('what', choices=[k[4:] for k in globals() if k.startswith('run_')])
+    steps = [k[4:] for k in globals() if k.startswith('run_')]
+    parser.add_argument('what', choices=['all', *steps])
     parser.add_argument('--model', default='pocket')
     parser.add_argument('--corpus')
     parser.add_argument('--out', default=ROOT / 'nbs' / 'data')
@@ -1230,6 +1234,9 @@ if __name__ == '__main__':
     parser.add_argument('--random', type=int, default=200)
     parser.add_argument('--every', type=int, default=1)
     args = parser.parse_args()
+    if args.what == 'all':
+        measure_again(args.corpus)
+        sys.exit()
     torch.manual_seed(0)
     Path(args.out).mkdir(parents=True, exist_ok=True)
     globals()[f'run_{args.what}'](

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'LICENCES', 'CARD', 'ModelConfig', 'licence_of', 'credits', 'read_projection', 'check_projection',
-           'load_projection', 'save_projection', 'projection_hash', 'lm_config_of', 'kept_bytes', 'Plan', 'size_of',
-           'whole_modules', 'bytes_saved', 'plan', 'free_memory', 'require_memory', 'smaller', 'Slice', 'weight_files',
-           'lazy_weights', 'local_folder', 'only_special_tokens', 'quantiser', 'load_lm', 'write_pair', 'Pair',
-           'read_pair', 'find_pair', 'usual_defaults', 'Parts', 'load_parts', 'projection_file', 'default_pair']
+           'load_projection', 'save_projection', 'state_hash', 'projection_hash', 'lm_config_of', 'kept_bytes', 'Plan',
+           'size_of', 'whole_modules', 'bytes_saved', 'plan', 'free_memory', 'require_memory', 'smaller', 'Slice',
+           'weight_files', 'lazy_weights', 'local_folder', 'only_special_tokens', 'quantiser', 'load_lm', 'write_pair',
+           'Pair', 'read_pair', 'find_pair', 'usual_defaults', 'Parts', 'load_parts', 'projection_file', 'default_pair']
 
 # %% ../nbs/007_pairs.ipynb #ac3478d6
 import contextlib, hashlib, importlib.util, io, json, lzma, pickle, sys
@@ -167,13 +167,21 @@ def save_projection(
     write_atomic(file, data)
 
 # %% ../nbs/007_pairs.ipynb #c7hash01
+def state_hash(
+    state: dict,  # name → tensor, as `read_projection` gives it
+) -> str:  # 12 hexadecimal digits; '' for no tensors
+    "What tells one set of tensors from another, in half precision"
+    ordered = [state[name] for name in sorted(state, reverse=True)]
+    tensors = [t.detach().cpu().half().contiguous() for t in ordered]
+    joined = b''.join(t.numpy().tobytes() for t in tensors)
+    return hashlib.sha256(joined).hexdigest()[:12] if joined else ''
+
+# %% ../nbs/007_pairs.ipynb #f0c57f0f
 def projection_hash(
     mm,  # a `MultimodalLM`
 ) -> str:  # 12 hexadecimal digits; '' for a model that sees by itself
     "What tells one projection from another, on whatever device and in whatever precision it stands"
-    tensors = [t.detach().cpu().half().contiguous() for t in mm.projection.state_dict().values()]
-    joined = b''.join(t.numpy().tobytes() for t in tensors)
-    return hashlib.sha256(joined).hexdigest()[:12] if joined else ''
+    return state_hash(mm.projection.state_dict())
 
 # %% ../nbs/007_pairs.ipynb #91032ad7
 def lm_config_of(
