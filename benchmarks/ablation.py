@@ -47,7 +47,7 @@ def ways(mm, image, attribution, arms, ks):
 
 
 def speed(args):
-    "Median seconds of each way over the images, the ratios, and whether they say the same"
+    "Median seconds of each way over the images, the ratios, and whether they agree"
     mm, took, off, same = (
         MultimodalLM.from_pretrained(
             args.model, device=args.device, dtype=getattr(torch, args.dtype)

@@ -6,7 +6,7 @@ For each held-out CIFAR-10 image that the pocket names right: the 1 to 200 highe
 contrast, those of another image's own noun (another class), those of a wrong word asked of the same image, eq. 2 with sum
 and with maximum, and random ones of the same layers. Each set is set to its mean over training images of the same domain
 at each position, to another image's activations (resampling), or to zero, at the image positions. The table keeps by how
-much the noun's log probability falls, so a new score costs minutes. Stopped, it goes on where it was.
+much the noun's log probability falls, so a new score costs minutes. A run that was stopped continues.
 """
 
 import argparse

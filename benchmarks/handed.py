@@ -1,4 +1,4 @@
-"""How much of naming is the language model's part: what it says when it is handed a noun in place of an image.
+"""The language model's part in naming: its captions when it is given a noun in place of an image.
 
     python benchmarks/handed.py --corpus data/corpus        ten minutes on one core, once the features are computed
 

@@ -1,9 +1,10 @@
 """Hearing: train the audio projection, and compare the neurons of sounds with the neurons of images.
 
     python benchmarks/sounds.py data/sounds                                  the recordings
-    python benchmarks/hearing.py all --sounds data/sounds --corpus data/corpus   the projection, to data/ear, and the tables hearing*.csv, to nbs/data
+    python benchmarks/hearing.py all --sounds data/sounds --corpus data/corpus   the projection (to `data/ear`) and the tables hearing*.csv (to nbs/data)
 
-In place of `all`, one of its steps: train, naming, images, sounds, overlap, time. Stopped, train, images and sounds go on.
+One of its steps can be named in place of `all`: train, naming, images, sounds, overlap, time. The steps train, images and sounds
+continue after a stop.
 """
 
 import argparse
@@ -57,7 +58,7 @@ def run_train(args, mm):
 
 
 def cached(file, make):
-    "What `make()` gives, made once"
+    "The result of `make()`, computed once"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.save(make(), file)
@@ -95,7 +96,7 @@ def nearest(train, labels, test):
 
 
 def run_naming(args, mm):
-    "What the model calls each recording, beside the encoder alone and silence: all test recordings, a third of the training's"
+    "The word that the model generates for each recording, against the encoder alone and silence: all test recordings, a third of the training's"
     listener, rows = audio_model(mm, args.projection), []
     train, test = sounds(args.sounds, 'train'), sounds(args.sounds, 'test')
     words = sorted({r['word'] for r in [*train.rows, *test.rows]})
@@ -239,7 +240,7 @@ def run_time(args, mm):
 
 
 def run_all(args, mm):
-    "Everything"
+    "All steps"
     run_train(args, mm)
     args.projection = Path(args.work) / 'projection.safetensors'
     for step in (run_naming, run_images, run_sounds, run_overlap, run_time):

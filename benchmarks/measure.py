@@ -1,20 +1,20 @@
-"""Measurements over many pictures, for the chapters to show: picture by picture into small tables; stopped, it goes on where it was.
+"""Measurements over many images, whose tables the chapters show. A measurement that was stopped continues with the next image.
 
-    python benchmarks/measure.py naming --corpus data/corpus       what captions call the things, beside baselines
-    python benchmarks/measure.py neurons --corpus data/corpus      whether the top neurons are about the thing, and fire on it
-    python benchmarks/measure.py fidelity --corpus data/corpus     what silencing a neuron does, beside what each score says
-    python benchmarks/measure.py patches --corpus data/corpus      what silencing it at one patch does, beside the score there
-    python benchmarks/measure.py where --corpus data/corpus        at which positions and layers pictures become words
-    python benchmarks/measure.py lenses --corpus data/corpus       which lens finds words that fit the picture
-    python benchmarks/measure.py agreement --corpus data/corpus    neurons' words against captions and nouns
-    python benchmarks/measure.py layers --corpus data/corpus       in which layers the top units are
-    python benchmarks/measure.py ablation --corpus data/corpus -n 200   what is left of a noun without its neurons, or others
-    python benchmarks/measure.py steering --corpus data/corpus -n 200   whether a picture can be made to be called something else
-    python benchmarks/measure.py transplant --corpus data/corpus -n 200 how many neurons must be moved for that
-    python benchmarks/measure.py overlap --corpus data/corpus --split test -n 400    whether heatmaps cover the thing, beside controls
-    python benchmarks/measure.py selectivity --corpus data/corpus -n 200             whether a class's units prefer it, on CIFAR-10
-    python benchmarks/measure.py words --corpus data/corpus -n 24                    whether a colour, a number or a place goes while the noun stays
-    python benchmarks/measure.py forms --corpus data/corpus                          whether a thing's photograph, drawing, emoji and name lead to the same units
+    python benchmarks/measure.py naming --corpus data/corpus       which object captions name, against baselines
+    python benchmarks/measure.py neurons --corpus data/corpus      whether the highest-scoring neurons fit the object, and are active on it
+    python benchmarks/measure.py fidelity --corpus data/corpus     the effect of ablating a neuron, against each score's estimate
+    python benchmarks/measure.py patches --corpus data/corpus      the effect of ablating it at one patch, against the score there
+    python benchmarks/measure.py where --corpus data/corpus        at which positions and layers tokens fit the image
+    python benchmarks/measure.py lenses --corpus data/corpus       which lens finds tokens that fit the image
+    python benchmarks/measure.py agreement --corpus data/corpus    neurons' tokens against captions and nouns
+    python benchmarks/measure.py layers --corpus data/corpus       in which layers the highest-scoring neurons are
+    python benchmarks/measure.py ablation --corpus data/corpus -n 200   P(noun) without its neurons, or without others
+    python benchmarks/measure.py steering --corpus data/corpus -n 200   whether an image's caption can be made to name another object
+    python benchmarks/measure.py transplant --corpus data/corpus -n 200 how many neurons must be patched for that
+    python benchmarks/measure.py overlap --corpus data/corpus --split test -n 400    whether heatmaps cover the object, against controls
+    python benchmarks/measure.py selectivity --corpus data/corpus -n 200             whether a class's neurons prefer it, on CIFAR-10
+    python benchmarks/measure.py words --corpus data/corpus -n 24                    whether a colour, a number or a place is lost while the noun stays
+    python benchmarks/measure.py forms --corpus data/corpus                          whether an object's photograph, drawing, emoji and name share neurons
 
     python benchmarks/measure.py all --corpus data/corpus          each table that is stale (benchmarks/measured.py)
 
@@ -88,19 +88,19 @@ ZERO = dict(value='zero', positions='all')  # and the paper's intervention
 
 
 def drawn(data, n):
-    "The rows of `n` pictures, in a fixed random order"
+    "The rows of `n` images, in a fixed random order"
     return np.random.default_rng(0).permutation(len(data))[:n].tolist()
 
 
 def held_out(args, split='val'):
-    "Pictures of the corpus that were not trained on"
+    "Images of the corpus that were not trained on"
     rest = corpus(args.corpus, split) if args.corpus else []
     for i in drawn(rest, args.n):
         yield rest[i]
 
 
-def pictures(args):
-    "The gallery, then held-out pictures"
+def gallery_and_held_out(args):
+    "The gallery, then held-out images"
     yield from gallery()
     for split in args.split:
         yield from held_out(args, split)
@@ -112,11 +112,11 @@ def append(rows, file):
 
 
 def resumed(args, name, measure, folder=None, examples=None):
-    "`measure(example)` → a table, for each picture that the file does not hold yet; all of them in the end"
+    "Add the table `measure(example)` of each image that the file lacks, and return the whole file"
     file = Path(folder or args.out) / f'{name}.csv'
     file.parent.mkdir(parents=True, exist_ok=True)
     done, left = set(pd.read_csv(file).image_id) if file.exists() else set(), args.limit
-    for ex in pictures(args) if examples is None else examples:
+    for ex in gallery_and_held_out(args) if examples is None else examples:
         if ex.image_id in done or not left:
             continue
         try:
@@ -141,7 +141,7 @@ def run_fidelity(args, mm):
     resumed(args, 'fidelity', measure)
 
 
-def readable(args, mm):
+def decoded_neurons(args, mm):
     "Every neuron of the model with its tokens, decoded once: layer, unit, sign, interpretable, tokens"
     file = Path(args.work) / f'{args.model}.parquet'
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -151,7 +151,7 @@ def readable(args, mm):
 
 
 def named_right(mm, ex):
-    "The model's caption, if its first noun is a name of the thing"
+    "The model's caption; an error if its first noun does not name the object"
     said = mm.caption(ex.image)
     if not names_match(first_noun(said) or '', ex.nouns[0]):
         raise ValueError(f'is called {said!r}')
@@ -159,17 +159,17 @@ def named_right(mm, ex):
 
 
 def fits_of(table, noun):
-    "For each row of a table of neurons: has one of its words to do with `noun`?"
+    "For each row of a table of neurons: is one of its tokens related to `noun`?"
     return np.array([bool(related_words(tokens, noun)) for tokens in table.tokens], bool)
 
 
 def strata(pool, noun):
-    "The share of the interpretable units of each layer and sign whose words fit `noun`: what a random draw would give"
+    "The proportion of the interpretable neurons of each layer and sign whose tokens fit `noun`: the expectation of a random draw"
     return pool.assign(fits=fits_of(pool, noun)).groupby(['layer', 'sign']).fits.mean()
 
 
 def summary(raw, by):
-    "Mean shares over pictures with their intervals"
+    "Mean proportions over images with their intervals"
     rows = []
     for key, part in raw.groupby(by, sort=False):
         for arm in ('top', 'random'):
@@ -188,7 +188,7 @@ def summary(raw, by):
 
 
 def run_patches(args, mm):
-    "Per picture: what silencing a neuron at the patch of its maximum does, beside the maximum"
+    "For each image: the effect of ablating a neuron at the patch of its maximum, and the maximum"
 
     def measure(ex):
         seen = mm.see(ex.image)
@@ -207,8 +207,8 @@ def run_patches(args, mm):
 
 
 def run_where(args, mm):
-    "Per picture that is named right, kind of position and layer: do the words of its 20 best interpretable units fit?"
-    pool = readable(args, mm).query('interpretable')
+    "For each image that is named correctly, kind of position and layer: do the tokens of its 20 highest-scoring interpretable neurons fit?"
+    pool = decoded_neurons(args, mm).query('interpretable')
 
     def measure(ex):
         a, acts = (
@@ -268,7 +268,7 @@ def run_where(args, mm):
 
 
 def run_lenses(args, mm):
-    "The same at the image, for each lens, over all of the 20 best units of a layer, readable or not, against 60 random ones"
+    "The same at the image positions, for each lens, over the 20 highest-scoring neurons of a layer, interpretable or not, against 60 random ones"
     ready, lenses = (
         {ex.image_id: ex.image for ex, _ in zip(held_out(args), range(40))},
         dict(logit=None),
@@ -325,9 +325,9 @@ def run_lenses(args, mm):
 
 
 def run_agreement(args, mm):
-    "Tables 1 and 2: per picture the best of the interpretable top 100 against baselines; the soft prompt's nearest tokens against random ones"
-    pool, bert = readable(args, mm).query('interpretable'), load_bert(minilm())
-    examples, spread = list(pictures(args)), embedding_spread(mm)
+    "Tables 1 and 2: for each image the best of the interpretable neurons among the top 100 against baselines; the soft prompt's nearest tokens against random ones"
+    pool, bert = decoded_neurons(args, mm).query('interpretable'), load_bert(minilm())
+    examples, spread = list(gallery_and_held_out(args)), embedding_spread(mm)
 
     def captions(ex):
         return list(ex.captions)
@@ -394,8 +394,8 @@ def run_agreement(args, mm):
 
 
 def run_layers(args, mm):
-    "Fig. S.4: different units among the top 100 of all pictures, by layer, all and interpretable; and those that see most"
-    table, key = readable(args, mm), ['layer', 'unit', 'sign']
+    "Fig. S.4: distinct neurons among the top 100 of all images, by layer, all and interpretable; and those that fit the nouns of most images"
+    table, key = decoded_neurons(args, mm), ['layer', 'unit', 'sign']
 
     def measure(ex):
         a = attribute(mm, ex.image, image_id=ex.image_id, **PAPER)
@@ -437,7 +437,7 @@ SPLITS = dict(cifar_test=1000, test=400, test_source=120, test_concept=120)
 
 
 def outside(folder):
-    "Photographs of nobody's corpus: a folder with `outside.csv` (image, noun)"
+    "Photographs from outside the corpus: a folder with `outside.csv` (image, noun)"
     for r in csv.DictReader(open(Path(folder) / 'outside.csv', encoding='utf-8')):
         yield (
             Example(
@@ -472,7 +472,7 @@ def five(mm, image, nouns):
 
 
 def run_naming(args, mm):
-    "Per picture: the first noun said, and whether it names the thing; a part of a split is finished or not begun"
+    "For each image: the first noun of the caption, and whether it names the object; an arm's rows of a split are written together or not at all"
     file, data = (
         Path(args.out) / 'naming.csv',
         {split: corpus(args.corpus, split) for split in ('train', *SPLITS)},
@@ -534,24 +534,24 @@ def run_naming(args, mm):
 
 
 def top_25(a, pool):
-    "The 25 highest units of `pool` among an attribution's top 400, with their words"
+    "The 25 highest-scoring neurons of `pool` among an attribution's top 400, with their tokens"
     return top_neurons(a, 400)[['layer', 'unit', 'sign']].merge(pool).head(25)
 
 
 def run_neurons(args, mm):
-    "Per held-out picture: of its 25 highest interpretable units and of random ones, how many fit a noun, and where they fire"
+    "For each held-out image: of its 25 highest-scoring interpretable neurons and of random ones, how many fit a noun, and where they are active"
     train, data, file = (
         corpus(args.corpus, 'train'),
         corpus(args.corpus, 'test'),
         Path(args.out) / 'neurons.csv',
     )
-    pool, order = readable(args, mm).query('interpretable'), drawn(data, args.n)
+    pool, order = decoded_neurons(args, mm).query('interpretable'), drawn(data, args.n)
     images = [train[i].image for i in drawn(train, 48)]
     usual = Baseline.over(mm, images, '48 training images').mean
     about = {
         data.rows[k]['image_id']: (k, data.rows[k]['style'], data.rows[j]['noun'])
         for k, j in zip(order, np.roll(order, 1))
-    }  # with another picture's noun
+    }  # with another image's noun
 
     def measure(ex):
         seen = mm.see(ex.image, image_id=ex.image_id)
@@ -592,13 +592,13 @@ def run_neurons(args, mm):
 
 
 def named(text, nouns):
-    "A caption's first noun, if it is one of the corpus's: models say things that no table should repeat"
+    "A caption's first noun, if it is one of the corpus's: other words of a model are not published"
     noun = (first_noun(text) or '').lower()
     return noun if noun in nouns else ''
 
 
 def partner(data, k, same):
-    "Another picture's number: of the same noun, from another cut-out where there is one (None where there is no other picture); or of another concept"
+    "The index of another image: of the same noun, from another cut-out where there is one (None where there is no other image); or of another concept"
     rows, own = data.rows, data.rows[k]
 
     def cutout(r):
@@ -619,9 +619,9 @@ def partner(data, k, same):
 
 
 def run_ablation(args, mm):
-    "P(noun) and captions as neurons go: the paper's arms, other rankings, and the neurons of other pictures"
+    "P(noun) and captions as neurons are ablated: the paper's arms, other rankings, and the neurons of other images"
     data, every, bert = corpus(args.corpus, args.split[0]), corpus(args.corpus), load_bert(minilm())
-    pool, k, nouns = readable(args, mm), paper_ks(mm)[-1], {r['noun'] for r in every.rows}
+    pool, k, nouns = decoded_neurons(args, mm), paper_ks(mm)[-1], {r['noun'] for r in every.rows}
     at = {data.rows[i]['image_id']: i for i in drawn(data, args.n)}
     train = corpus(args.corpus, 'train')
     images = (train[i].image for i in drawn(train, 100))
@@ -678,12 +678,12 @@ def run_ablation(args, mm):
 
 
 def right(mm, ex):
-    "The attribution of a picture that is named right"
+    "The attribution of an image that is named correctly"
     return attribute(mm, ex.image, caption=named_right(mm, ex), image_id=ex.image_id, **PAPER)
 
 
 def donor_for(mm, data, ex):
-    "Another picture, named right, of a thing that has nothing to do with this one's: its attribution, its index"
+    "Another image that is named correctly, of an object unrelated to this one's: its attribution, its index"
     seed = next(i for i, r in enumerate(data.rows) if r['image_id'] == ex.image_id)
     for i in np.random.default_rng(seed).permutation(len(data))[:40]:
         if related_words([data.rows[i]['noun']], ex.nouns[0]):
@@ -696,7 +696,7 @@ def donor_for(mm, data, ex):
 
 
 def run_steering(args, mm):
-    "Pairs of pictures that are named right: a donor's neurons driven in a host; outcomes only"
+    "Pairs of images that are named correctly: a donor's neurons are driven in a host; outcomes only"
     data, train = corpus(args.corpus, args.split[0]), corpus(args.corpus, 'train')
 
     @cache
@@ -738,7 +738,7 @@ def run_steering(args, mm):
 
 
 def run_transplant(args, mm):
-    "Pairs as above: the host's neurons take the donor's activations, patch by patch; how many does it take?"
+    "Pairs as above: the host's neurons take the donor's activations, patch by patch; how many are needed?"
     data, train = corpus(args.corpus, args.split[0]), corpus(args.corpus, 'train')
     usual = torch.stack(
         [
@@ -812,7 +812,7 @@ KINDS = (
 
 
 def run_overlap(args, mm):
-    "Fig. 5 on pictures of the corpus: do heatmaps of the top units cover the thing better than random ones', another picture's, and maps without neurons?"
+    "Fig. 5 on images of the corpus: do heatmaps of the highest-scoring neurons cover the object better than those of random neurons, of another image's, and maps without neurons?"
     train = corpus(args.corpus, 'train')
     order = [
         ex
@@ -825,7 +825,10 @@ def run_overlap(args, mm):
     ]
     order = [r | dict(kind=kind_of(r['noun'], KINDS)) for r in order if kind_of(r['noun'], KINDS)]
     at = {r['image_id']: i for i, r in enumerate(order)}
-    pool, some = readable(args, mm).query('interpretable'), [train[i] for i in drawn(train, 48)]
+    pool, some = (
+        decoded_neurons(args, mm).query('interpretable'),
+        [train[i] for i in drawn(train, 48)],
+    )
 
     def usual_controls(ex):
         "At the word that the corpus's caption has"
@@ -853,7 +856,7 @@ def run_overlap(args, mm):
         (a, best), acts, rows = found(i), unit_activations(mm, ex.image), []
         truth = np.asarray(Image.fromarray(ex.masks[ex.nouns[0]]).resize((72, 72), Image.NEAREST))
         if not len(best) or truth.all() or not truth.any():
-            raise ValueError('no readable unit, or no mask to compare with')
+            raise ValueError('no interpretable neuron, or no mask to compare with')
         plain = {
             arm: (patch_activations(acts, units), patch_activations(usual, units))
             for arm, units in dict(
@@ -868,7 +871,7 @@ def run_overlap(args, mm):
             for kind, grid in dict(plain=here, corrected=here - mean).items():
                 scale = (
                     grid.abs().amax(1, keepdim=True).clamp(1e-9)
-                )  # of units, lest one loud unit be the mean
+                )  # so that no neuron with large activations dominates the mean
                 for of, g in dict(
                     unit=grid,
                     **({} if len(grid) == 1 else dict(mean=(grid / scale).mean(0, keepdim=True))),
@@ -891,11 +894,11 @@ def run_overlap(args, mm):
 
 
 def run_selectivity(args, mm):
-    "Fig. S.2: of each class of CIFAR-10 the 20 units most often, or most often for it, among the readable top 100 of training pictures; means on test pictures"
+    "Fig. S.2: for each class of CIFAR-10, the 20 neurons most often among the interpretable top 100 of its training images, by count or by preference for the class; means on test images"
     train, test, table, key = (
         corpus(args.corpus, 'train'),
         corpus(args.corpus, 'cifar_test'),
-        readable(args, mm).query('interpretable'),
+        decoded_neurons(args, mm).query('interpretable'),
         ['layer', 'unit', 'sign'],
     )
     classes = sorted({r['noun'] for r in test.rows})
@@ -943,7 +946,7 @@ def run_selectivity(args, mm):
 
 
 def with_words(data, n):
-    "Pictures, in a fixed random order, until each kind of word stands in `n` captions, with those words"
+    "Images, in a fixed random order, until each kind of word is in `n` captions, with those words"
     counts = Counter()
     for i in drawn(data, len(data)):
         found = words_in(data.rows[i]['caption'], data.rows[i]['noun'])
@@ -953,7 +956,7 @@ def with_words(data, n):
 
 
 def asked(mm, ex, found, style):
-    "The corpus's caption attributed word by word; and, of a photo or drawing, once more behind the name of its style: [noun, style]"
+    "The corpus's caption attributed word by word; for a photo or drawing, once more after the name of its style: [noun, style]"
     noun, (caption,) = ex.nouns[0], ex.captions
     style = style.replace('3d', '')  # no word that a caption would have
     said = dict(
@@ -982,7 +985,7 @@ def asked(mm, ex, found, style):
 
 
 def run_words(args, mm):
-    "Units of colours, numbers, qualities, relations, places and styles: silenced, what goes and what stays; and whether they recur"
+    "Neurons of colours, numbers, qualities, relations, places and styles: which words are lost and which stay when they are ablated, and whether they recur"
     splits = {split: corpus(args.corpus, split) for split in ('val', 'test', 'train')}
     wanted, file, units = (
         dict(val=max(1, args.n // 4), test=args.n),
@@ -1094,12 +1097,12 @@ def form_of(row):
 
 
 def run_forms(args, mm, each=2):
-    "The units of things as photographs, drawings, emoji, 3d models and written words; and of their names in pictures of something else"
+    "The neurons of objects as photographs, drawings, emoji, 3d models and written words; and of their names in images of another object"
     data, found, folder = corpus(args.corpus), {}, Path(args.work) / 'forms'
     folder.mkdir(parents=True, exist_ok=True)
     for i in sorted(
         drawn(data, len(data)), key=lambda i: data.rows[i]['split'] == 'train'
-    ):  # held-out pictures first
+    ):  # held-out images first
         r = data.rows[i]
         if 'cifar' not in r['source']:
             found.setdefault(r['noun'], {}).setdefault(form_of(r), {}).setdefault(
@@ -1112,8 +1115,8 @@ def run_forms(args, mm, each=2):
     )
     following = dict(zip(concepts, np.roll(concepts, -1)))
 
-    def picture(noun, form, j):
-        "The picture, and its row of the corpus"
+    def composed(noun, form, j):
+        "The image, and its row of the corpus"
         if form == 'written':
             return written_word(noun, ink=('black', 'white')[j], ground=('white', 'navy')[j]), {}
         if form == 'blank':
@@ -1137,7 +1140,7 @@ def run_forms(args, mm, each=2):
         noun, form, _ = wanted[ex.image_id]
         a = attribute(mm, ex.image, noun, caption=article(noun), image_id=ex.image_id, **PAPER)
         a.save(folder / f'{ex.image_id}.safetensors')
-        row = picture(*wanted[ex.image_id])[1]
+        row = composed(*wanted[ex.image_id])[1]
         return pd.DataFrame(
             [
                 dict(
@@ -1154,13 +1157,13 @@ def run_forms(args, mm, each=2):
         args,
         'forms-pictures',
         measure,
-        examples=(Example(name, picture(*of)[0]) for name, of in wanted.items()),
+        examples=(Example(name, composed(*of)[0]) for name, of in wanted.items()),
     )
     concepts = [
         c
         for c, n in Counter(noun for noun, *_ in wanted.values()).items()
         if (table.concept == c).sum() == n
-    ]  # of a run that was stopped, those that are whole
+    ]  # of a run that was stopped, the complete ones
     table = table[table.concept.isin(concepts)].assign(order=table.form.map(forms.index))
     table = table.sort_values(['order', 'concept'], kind='stable')
     all_ = [Attribution.load(folder / f'{i}.safetensors') for i in table.image_id]
@@ -1170,7 +1173,7 @@ def run_forms(args, mm, each=2):
     by_form = form_shares(shared_fractions(best), *names)
     by_form['random'] = form_shares(
         layers @ layers.T / (mm.n_units * best.shape[1]), *names
-    ).different  # units dealt within their layers
+    ).different  # neurons permuted within their layers
     by_form.to_csv(Path(args.out) / 'forms.csv', index=False, float_format='%.3g')
     rows = []
     for frame in ('{}', 'A picture of {}', 'on a beach, {}'):
@@ -1219,16 +1222,18 @@ if __name__ == '__main__':
     parser.add_argument(
         '--work',
         default=ROOT / 'data' / 'measured',
-        help='folder for what is large: decodings, lenses, single pictures',
+        help='folder for large files: decodings, lenses, single images',
     )
-    parser.add_argument('-n', type=int, default=50, help='pictures of each split of the corpus')
+    parser.add_argument('-n', type=int, default=50, help='images of each split of the corpus')
     parser.add_argument('--split', nargs='*', default=['val'])
-    parser.add_argument('--limit', type=int, default=-1, help='pictures of this run')
+    parser.add_argument('--limit', type=int, default=-1, help='images of this run')
     parser.add_argument('--projection', help='a projection file in place of the shipped one')
-    parser.add_argument('--top-layer', type=int, default=20, help='units a layer (where, lenses)')
+    parser.add_argument(
+        '--top-layer', type=int, default=20, help='neurons of each layer (where, lenses)'
+    )
     parser.add_argument('--outside', help='folder with outside.csv (naming)')
     parser.add_argument('--shuffled', help='a projection trained on shuffled captions (naming)')
-    parser.add_argument('--measured', type=int, default=1000, help='test pictures (selectivity)')
+    parser.add_argument('--measured', type=int, default=1000, help='test images (selectivity)')
     parser.add_argument('--dtype', choices=['float32', 'bfloat16'], default='float32')
     parser.add_argument('--top', type=int, default=100)
     parser.add_argument('--random', type=int, default=200)

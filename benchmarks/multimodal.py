@@ -1,4 +1,4 @@
-"""The pocket model's catalogue of multimodal neurons, and what its chapter shows; stopped, it goes on where it was.
+"""The pocket model's catalogue of multimodal neurons, and the tables that its chapter shows. A run that was stopped continues.
 
     python benchmarks/multimodal.py find --corpus data/corpus      the catalogue over CIFAR-10 and over the corpus: the asset
     python benchmarks/multimodal.py words --corpus data/corpus     whether the same neurons are active at the concept's words

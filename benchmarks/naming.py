@@ -1,10 +1,10 @@
-"""How often the pocket pair names things: captions of validation and test images, judged.
+"""How often the pocket pair names objects correctly: its captions of validation and test images are judged.
 
     python benchmarks/naming.py --corpus data/corpus --packages data/corpus/packages
 
-The captions go to a file in --work, image by image, so a run that was stopped goes on. Two tables are made of them:
-nbs/data/naming-pocket.csv has a row for each test image (what was said only where it is right or one of the nouns of the
-images: other words are anybody's), and mmneurons/assets/pocket-naming.csv the rates on validation images, noun by noun.
+The captions go to a file in --work, image by image, so a run that was stopped continues. Two tables are made of them:
+nbs/data/naming-pocket.csv has a row for each test image (with the generated noun only where it is correct or one of the nouns of
+the images: other words are not published), and mmneurons/assets/pocket-naming.csv the rates on validation images, noun by noun.
 """
 
 import argparse, csv
@@ -36,7 +36,7 @@ def images_of(args, split):
 
 
 def caption_all(args, mm, file):
-    "Caption what the file does not hold yet"
+    "Caption the images that the file lacks"
     done = (
         set(pd.read_csv(file)[['split', 'image_id']].apply(tuple, axis=1)) if file.exists() else ()
     )

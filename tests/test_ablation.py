@@ -1,4 +1,4 @@
-"What ablation must keep up under load: the same numbers in two processes, and memory that does not grow with the pictures."
+"What ablation must keep up under load: the same numbers in two processes, and memory that does not grow with the images."
 
 import hashlib, os, subprocess, sys
 from pathlib import Path
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def curve(n=1, ks=(0, 5, 30)):
-    "The curves of the gallery's first picture, `n` times, from iterators"
+    "The curves of the gallery's first image, `n` times, from iterators"
     mm, image = tiny_model(), gallery()[0].image
     a = attribute(mm, image, 'dog', caption='a dog', image_id='first')
     return ablation_curve(
@@ -46,7 +46,7 @@ def test_two_processes_give_the_same_numbers():
     assert seen[0].strip() and seen[0] == seen[1]
 
 
-def test_memory_is_flat_over_500_pictures():
+def test_memory_is_flat_over_500_images():
     def used():
         return psutil.Process().memory_info().rss / 2**20
 
@@ -54,5 +54,5 @@ def test_memory_is_flat_over_500_pictures():
     before = used()
     rows = curve(500, (5,))
     assert len(rows) == 500 * 3 and used() - before < 40, (
-        f'{used() - before:.0f} MB more after 500 pictures'
+        f'{used() - before:.0f} MB more after 500 images'
     )

@@ -68,7 +68,7 @@ def photos(tmp_path_factory):
     Image.new('L', (12_000, 9_000), 120).save(folder / 'huge.jpg')
     (folder / 'empty.jpg').touch()
     (folder / 'truncated.jpg').write_bytes((GALLERY / 'dog.jpg').read_bytes()[:9000])
-    (folder / 'text.jpg').write_text('not a picture at all')
+    (folder / 'text.jpg').write_text('not an image at all')
     (folder / 'folder').mkdir()
     return folder
 
@@ -111,7 +111,7 @@ class Page(HTMLParser):
     def all(self, tag):
         return [attrs for name, attrs in self.tags if name == tag]
 
-    def pictures(self):
+    def images(self):
         return [
             Image.open(BytesIO(b64decode(img['src'].split(',')[1]))).convert('RGB')
             for img in self.all('img')
@@ -123,7 +123,7 @@ def test_each_page_is_whole(looked, photos, name):
     page = Page(photos / 'pages' / f'{Path(name).stem}.html')
     photo, *heats = page.all('img')
     assert photo['src'].startswith('data:image/jpeg;base64,') and len(photo['alt']) > 20
-    assert page.pictures()[0].size == (int(photo['width']), int(photo['height']))
+    assert page.images()[0].size == (int(photo['width']), int(photo['height']))
     shown = len(page.all('button'))  # three that carried the word, at most three that mean it
     assert 3 <= shown <= 6 and len(heats) == 2 * shown  # large and small
     assert all(img['src'].startswith('data:image/png;base64,') for img in heats)
@@ -145,9 +145,9 @@ def test_each_page_is_whole(looked, photos, name):
     assert len(names) == 3 * shown + 1  # button, panel and table, and the example at the end
 
 
-def test_pictures_are_read_right(looked, photos):
+def test_images_are_read_right(looked, photos):
     def photo(name):
-        return Page(photos / 'pages' / f'{name}.html').pictures()[0]
+        return Page(photos / 'pages' / f'{name}.html').images()[0]
 
     assert photo('rotated').width > photo('rotated').height  # upright
     assert np.asarray(photo('palette'))[:100].min() > 240  # transparent is white
@@ -296,7 +296,7 @@ def test_training_from_the_command_line(tmp_path):
     for i, name in enumerate(['dog', 'cat', 'boat', 'bus']):
         shutil.copy(GALLERY / f'{name}.jpg', tmp_path / 'corpus')
         rows.append(f'{name},{name}.jpg,,a {name}.,{name},{"val" if i == 3 else "train"}')
-    rows.append('cow,cow.jpg,,a cow.,cow,train')  # a picture that is not there
+    rows.append('cow,cow.jpg,,a cow.,cow,train')  # an image that is not there
     (tmp_path / 'corpus' / 'manifest.csv').write_text('\n'.join(rows))
     args = 'train --data corpus:corpus --out run --steps 2 --batch-size 2 --warmup 1 --val-every 1 --checkpoint-every 1'.split()
     done = run(*args, cwd=tmp_path)
@@ -304,7 +304,7 @@ def test_training_from_the_command_line(tmp_path):
         done.returncode == 0 and 'after 2 steps' in done.stdout and 'Traceback' not in done.stderr
     ), done.stderr
     assert (
-        '1 pictures left out, see run/left-out.csv; the first: cow: corpus/cow.jpg: there is no such file'
+        'images left out: 1, see run/left-out.csv; the first: cow: corpus/cow.jpg: there is no such file'
         in done.stderr
     )
     assert load_file(tmp_path / 'run' / 'projection.safetensors')['weight'].shape == (640, 1280)

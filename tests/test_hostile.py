@@ -146,13 +146,13 @@ def test_fifty_megabytes_of_captions(tmp_path):
 
 def test_a_tar_whose_members_climb_out_is_read_in_place(tmp_path):
     "No member is ever unpacked: a name is a name"
-    picture = io.BytesIO()
-    Image.new('RGB', (9, 9), 'red').save(picture, 'png')
+    image = io.BytesIO()
+    Image.new('RGB', (9, 9), 'red').save(image, 'png')
     with tarfile.open(tmp_path / 's.tar', 'w') as tar:
         for name in ('../../out.png', '/abs.png'):
             m = tarfile.TarInfo(name)
-            m.size = len(picture.getvalue())
-            tar.addfile(m, io.BytesIO(picture.getvalue()))
+            m.size = len(image.getvalue())
+            tar.addfile(m, io.BytesIO(image.getvalue()))
         link = tarfile.TarInfo('link.png')
         link.type, link.linkname = tarfile.SYMTYPE, '/etc/passwd'
         tar.addfile(link)
@@ -221,7 +221,7 @@ def test_the_pages_stay_clean(tmp_path):
 
 
 def test_the_report_stays_clean(tmp_path):
-    "A tiny model looks at two pictures of a nasty name, and says something nasty"
+    "A tiny model looks at two images with hostile names, and generates hostile text"
     from dataclasses import replace
     from mmneurons.model import tiny_model
     from mmneurons.report import as_text

@@ -183,7 +183,7 @@ NotebookClient(nbformat.read(sys.argv[1], 4), timeout=600, kernel_name='python3'
 
 
 def test_the_chapters_come_with_it_and_run(installed):
-    "One that reads a table and looks at a picture; every other one is run by pytest from the repository"
+    "One that reads a table and looks at an image; every other one is run by pytest from the repository"
     from mmneurons.book import book
 
     env, here = installed

@@ -145,7 +145,7 @@ def render(path, folder):
 
 
 def answer(folder, sizes, route):
-    "Serve what the page asks for from `folder`, counting bytes; a picture for each badge that the world outside would serve"
+    "Serve what the page asks for from `folder`, counting bytes; an image for each badge that the world outside would serve"
     url = urldefrag(route.request.url)[0]
     path = folder / unquote(url.removeprefix(HERE))
     if not url.startswith(HERE):
@@ -203,7 +203,7 @@ def problems(name, seen, files, pages):
     "All that is wrong with the page `name` of the pages `seen`"
     page = seen[name]
     found = [f'missing image: {src[:200]}' for src in page['broken']]
-    found += [f'nothing describes the picture: {picture}' for picture in page['mute']]
+    found += [f'nothing describes the image: {image}' for image in page['mute']]
     found += [
         f'dead link: {href}' for href in page['links'] if dead(href, name, seen, files, pages)
     ]

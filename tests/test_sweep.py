@@ -397,8 +397,7 @@ def test_from_the_command_line(tmp_path):
     for _ in range(2):  # the second finds everything done
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert (
-            done.returncode == 1
-            and done.stdout == 'run: 3 pictures, 1 of them not in every table\n'
+            done.returncode == 1 and done.stdout == 'run: 3 images, 1 of them not in every table\n'
         ), done.stderr
         assert (
             'mmneurons: 1: pictures/1.png: not an image' in done.stderr

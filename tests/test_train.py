@@ -1,4 +1,4 @@
-"Training as it really goes: killed and started again, on pictures that cannot be read, on a full disk."
+"Training as it really goes: killed and started again, on images that cannot be read, on a full disk."
 
 import errno, itertools, multiprocessing, os, random, re, resource, signal, subprocess, sys, time
 from dataclasses import replace
@@ -174,7 +174,7 @@ def together(home, folder):
 
 
 def damaged(home, n):
-    "Pictures of which one is missing"
+    "Images of which one is missing"
     data = pictures(home / 'pictures', n)
     data.rows[1]['file'] = home / 'missing.png'
     return data
@@ -291,7 +291,7 @@ def test_features_are_used_again_only_where_they_are_the_same(tmp_path):
     data.load = lambda row: read.append(row['image_id']) or load(row)
 
     def reads(mm):
-        "How many pictures the features of `mm` had to be made of"
+        "How many images the features of `mm` had to be made of"
         read.clear()
         assert Features(mm, data, tmp_path / 'features')[[0]].shape == (1, mm.n_patches, mm.d_image)
         return len(read)
@@ -375,7 +375,7 @@ def test_a_full_disk_is_an_error_and_costs_no_checkpoint(tmp_path):
     assert fresh(train, tmp_path, folder) == 0 and outcome(folder) == outcome(tmp_path / 'unbroken')
 
 
-def test_a_full_disk_is_an_error_while_pictures_are_encoded(tmp_path):
+def test_a_full_disk_is_an_error_while_images_are_encoded(tmp_path):
     assert fresh(extract_on_a_full_disk, tmp_path, tmp_path / 'features', 4000) == errno.EFBIG
     assert (
         fresh(extract, tmp_path, tmp_path / 'features')
@@ -427,7 +427,7 @@ def test_parts_and_precision_change_nothing_but_rounding(tmp_path):
     np.testing.assert_allclose(losses(tmp_path, accumulate=3), want, rtol=1e-5)
     np.testing.assert_allclose(
         losses(tmp_path, accumulate=9), want, rtol=1e-5
-    )  # more parts than pictures
+    )  # more parts than images
     for precision in ('bf16', 'fp16'):
         got = losses(tmp_path, precision=precision)
         np.testing.assert_allclose(got, want, rtol=0.02)
@@ -491,7 +491,7 @@ def taught(mm):
 
 
 @pytest.mark.parametrize('kind', ['gptj', 'gemma3_text'])
-def test_pictures_find_their_words_unless_the_captions_are_shuffled(tmp_path, kind):
+def test_images_find_their_words_unless_the_captions_are_shuffled(tmp_path, kind):
     cfg = replace(
         CFG, steps=60, batch_size=16, lr=3e-3, warmup=5, val_every=60, checkpoint_every=60
     )
@@ -499,7 +499,7 @@ def test_pictures_find_their_words_unless_the_captions_are_shuffled(tmp_path, ki
     shown = [names[i % 3] for i in range(n)]
 
     def learn(said, folder):
-        "The loss on the first batch and on held-out pictures, and whether each of their captions names the colour"
+        "The loss on the first batch and on held-out images, and whether each of their captions names the colour"
         mm, data = taught(tiny_model(kind)), pictures(tmp_path / 'pictures', n)
         for row, colour in zip(data.rows, said):
             row['captions'] = (f'a {colour} on the',)
