@@ -187,7 +187,7 @@ def run_meaning(args, mm):
     nouns = sorted({row['noun'] for row in data.rows})
 
     def promoting(noun):
-        rows = promoting_neurons(mm, noun).assign(place='image')
+        rows = promoting_neurons(mm, noun).query('layer < @mm.n_layers - 1').assign(place='image')
         at = rows.layer, rows.unit
         return rows.assign(usual=mean[at] * rows.sign, spread=spread[at])
 

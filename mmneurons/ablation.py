@@ -161,6 +161,7 @@ def image_curve(
     "The curves of one image"
     points, sets = list(curve_points(arms, ks)), {}
     for arm, draw, k, neurons in points:
+        # key None: the point without ablation, which all arms share
         sets.setdefault((arm, draw, k) if k else None, neurons)
     soft_prompt, keys, found = mm.see(image, False).soft_prompt, list(sets), {}
     for part in (keys[i : i + batch_size] for i in range(0, len(keys), batch_size)):

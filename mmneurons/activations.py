@@ -154,7 +154,7 @@ class Baseline:
         source: str = 'images of the caller',  # what they are
         batch_size: int = 8,  # images at a time
     ) -> Self:
-        "Measure it"
+        "The baseline over reference images, measured in one pass"
         refuse_open_hooks(mm)
         sums = _Sums(mm)
 

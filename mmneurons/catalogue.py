@@ -233,7 +233,8 @@ def collect(
     evidence = Evidence(signs, names)
     for layer in tqdm(range(mm.n_layers), desc='evidence', unit='layer', leave=False, disable=None):
         scores = word_scores(mm, layer, words, moments)
-        for place in PLACES:
+        last = layer == mm.n_layers - 1  # nothing reads what it writes at the image positions
+        for place in PLACES[last:]:
             evidence.add(place, layer, firing(recording.layer(layer, place), own, second), scores)
     rows = evidence_rows(evidence)
     return evidence, rows.assign(word=best_words(mm, rows, words, moments))
@@ -479,7 +480,7 @@ def meaning_neurons(
     acts = image_activations(mm, mm.see(image, False).soft_prompt)[0]
     if catalogue is not None:
         return active_rows(concept_rows(catalogue.rows, target), acts, k)
-    rows = promoting_neurons(mm, target).assign(place='image')
+    rows = promoting_neurons(mm, target).query('layer < @mm.n_layers - 1').assign(place='image')
     baseline, at = as_baseline(mm, baseline), (rows.layer.tolist(), rows.unit.tolist())
     usual = baseline.mean[at].mean(-1).numpy() * rows.sign
     rows = rows.assign(usual=usual, spread=baseline.spread[at].numpy())

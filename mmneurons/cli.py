@@ -157,7 +157,7 @@ def looks(
 
             how = dict(k=args.k, seed=args.seed, image_id=path, baseline=baseline)
             found = look(mm, image, args.target, **how)
-            if page == Path(args.out or ''):
+            if page and str(args.out).endswith('.html'):  # one page for all images
                 together.append(found)
             elif page:
                 page.write_text(html_page([found]), 'utf-8', 'replace')
@@ -178,13 +178,12 @@ def printed(
     as_json: bool,  # one line of JSON, or text
 ) -> str:  # without a line break at the end
     "The text on standard output for one image"
-    from mmneurons.report import as_dict
-    from mmneurons.report import as_text
+    from mmneurons.report import as_dict, as_text
 
     if as_json:
         return json.dumps(as_dict(found) | dict(page=page and str(page)))
     text = as_text(found, shutil.get_terminal_size((110, 24)).columns)
-    return text + f'\n\n  page: {page}' * bool(page) + '\n'
+    return text + (f'\n\n  page: {page}' if page else '') + '\n'
 
 # %% ../nbs/10_cli.ipynb #b3f0c7f6
 def run_look(
@@ -523,16 +522,21 @@ def add_command(
 def add_model(
     p,  # parser of a command that loads a model
     dtype: str | None = None,  # what is used where none is named
+    trained: bool = True,  # whether a projection can be named; False: one is to be trained
 ):
     "The options that say which model, in which format, and where it runs"
     p.add_argument(
-        '--model', default='pocket', help='the pretrained pair to load (default: pocket)'
+        '--model',
+        default='pocket',
+        help='pocket, pocket-smollm2, limber-beit, limber-beit-ft, limber-clip, '
+        'or a saved pair: its folder or hub name (default: pocket)',
     )
-    p.add_argument(
-        '--projection',
-        metavar='FILE',
-        help="a projection from mmneurons train in place of the model's own",
-    )
+    if trained:
+        p.add_argument(
+            '--projection',
+            metavar='FILE',
+            help="a projection from mmneurons train in place of the model's own",
+        )
     p.add_argument(
         '--dtype',
         choices=['bfloat16', 'float16', 'float32'],
@@ -645,7 +649,7 @@ def train_command(
         default='csv',
         help='log.csv and samples.csv, or TensorBoard events (default: csv)',
     )
-    add_model(p, 'bfloat16')
+    add_model(p, 'bfloat16', trained=False)
     p.add_argument(
         '--recipe',
         choices=['pocket', 'limber'],
@@ -779,7 +783,7 @@ def find_command(
         commands,
         'find',
         run_find,
-        'find the neurons that fire for a concept and promote its words',
+        'find the neurons that are selective for a concept and promote its words: FOLDER/catalogue.json',
         epilog=SWEEP_DATA + STATUS + ENVIRONMENT,
     )
     p.add_argument('--data', required=True, metavar='SOURCE', help='labelled images (see below)')
@@ -792,7 +796,12 @@ def check_command(
     commands,  # returned by `add_subparsers`
 ):
     "The options of `mmneurons check`"
-    p = add_command(commands, 'check', run_check, 'compare a pair with what is published for it')
+    p = add_command(
+        commands,
+        'check',
+        run_check,
+        'compare a pair with its known results; status 1 where they differ',
+    )
     p.add_argument('model', nargs='?', default='pocket', metavar='MODEL', help='default: pocket')
     p.add_argument(
         '--coco', metavar='FOLDER', help='with val2017 and annotations, for the images of the paper'

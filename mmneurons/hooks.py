@@ -237,7 +237,7 @@ def clamp_neurons(
 def edit_residual(
     mm,  # a `MultimodalLM` or `NeuronLM`
     fn: Callable,  # `fn(layer, stream)` with stream (batch, position, d_model); a tensor it returns replaces it
-    layers=None,  # behind which blocks; all by default
+    layers=None,  # after which blocks; all by default
 ) -> Iterator[None]:
     "Call `fn` on the residual stream as it leaves each block while the context is open"
     layers = range(mm.n_layers) if layers is None else layers
@@ -248,7 +248,7 @@ def edit_residual(
 def read_residual(
     mm,  # a `MultimodalLM` or `NeuronLM`
     fn: Callable,  # `fn(layer, stream)` with stream (batch, position, d_model); what it returns is ignored
-    layers=None,  # behind which blocks; all by default
+    layers=None,  # after which blocks; all by default
 ) -> AbstractContextManager[None]:
     "Show `fn` the residual stream as it leaves each block while the context is open"
 

@@ -88,7 +88,7 @@ def _along(mm, prompts, targets, start, positions, steps):
         total[layer, row] = before + scores / steps, change
 
     for n in range(steps):
-        passes(mm, prompts, targets, add, positions, start=start, dim=(n + 0.5) / steps)
+        passes(mm, prompts, targets, add, positions, start=start, along=(n + 0.5) / steps)
     return total
 
 # %% ../nbs/02_methods.ipynb #c5b76da3

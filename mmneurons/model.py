@@ -233,7 +233,7 @@ class SeeingLM(CaptioningLM):
         seen: list[Seen],  # of this model
         captions: list,  # for each: True, the model's own where it has none yet; False, as it is; or a text
     ) -> list[Seen]:
-        "The same with captions; those that are missing are generated in one batch"
+        "The images with their captions; missing ones are generated in one batch"
         missing = [s for s, c in zip(seen, captions) if c is True and s.caption_ids is None]
         prompts = torch.cat([s.soft_prompt for s in missing]) if missing else None
         own = iter(self.caption_ids(prompts) if missing else [])

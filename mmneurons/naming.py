@@ -138,8 +138,8 @@ class Rate:
 
     @property
     def reliable(self) -> bool:
-        "Whether the whole interval lies above one half"
-        return self.interval[0] > 0.5
+        "Whether it was said at least ten times and the whole interval lies above one half"
+        return self.said >= 10 and self.interval[0] > 0.5
 
     def __str__(self):
         if not self.images:

@@ -54,7 +54,7 @@ def concept_words(
 def vocabulary_moments(
     mm: MultimodalLM,  # the model
     chunk: int = 16384,  # tokens at a time
-) -> tuple:  # mean (d_model,), covariance (d_model, d_model)
+) -> tuple[torch.Tensor, torch.Tensor]:  # mean (d_model,), covariance (d_model, d_model)
     "The first two moments, over the vocabulary, of the directions that the lens reads"
     weight, n = output_vectors(mm, 0, slice(1)), len(mm.lm.get_output_embeddings().weight)
     eye, total = torch.eye(mm.d_model, **HOST).to(weight), torch.zeros((), dtype=torch.double)

@@ -46,7 +46,7 @@ def image_activations(
 
 # %% ../nbs/01c_recording.ipynb #965d67de
 def named_concepts(
-    ex,  # Example
+    ex: Example,  # an image with captions, label or masks
     by='nouns',  # 'nouns' of its captions, or its label; 'masks': their categories; or `by(example)` → names
 ) -> list[str]:  # in the form of the dictionary, where WordNet knows the noun
     "The concepts of which an example is an image"

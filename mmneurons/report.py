@@ -104,10 +104,10 @@ class Look:
     image_id: str  # name of the image
     image: Image.Image  # RGB, 960 pixels on its longer side
     attribution: Attribution  # caption, target word, its token and probability, notes
-    neurons: pd.DataFrame  # as `described` gives them, with `block`: 'carried' or 'means'
+    neurons: pd.DataFrame  # as from `described`; `block`: 'carried' or 'means'; `firing`: sd above the usual, of 'means'
     heat: np.ndarray  # (neuron, row, column): activation beyond the usual, a value for each patch
     ablation: pd.DataFrame  # as `ablation_effect` gives it
-    about: dict  # sentences and settings: trust, caption_fault, relation, other, n_catalogued, grid, n_neurons, seed, weights
+    about: dict  # trust, caption_fault, relation, other, catalogued, grid, n_neurons, seed, baseline, weights: see `look`
 
     def block(
         self,
@@ -343,7 +343,7 @@ def elsewhere(
     baseline: Baseline | None = None,  # as in `look`
 ) -> (
     pd.DataFrame
-):  # look, neuron, other (places in `looks` and in its neurons), share, heat: (row, column)
+):  # look, other: places in `looks`; neuron: row of that look's neurons; share; heat (row, column)
     "The other images of a report where each neuron is active, the highest first"
     columns, parts = ['look', 'neuron', 'other', 'share', 'heat'], []
     if len(looks) < 2:
