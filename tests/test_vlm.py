@@ -223,6 +223,12 @@ def mistral3():
     return tr.Mistral3ForConditionalGeneration(config), processor, '<image> A picture of', None
 
 
+def kosmos2():
+    text = dict(vocab_size=40, embed_dim=32, layers=2, ffn_dim=64, attention_heads=2)
+    config = tr.Kosmos2Config(text_config=text, vision_config=vision(), latent_query_num=16)
+    return tr.Kosmos2ForConditionalGeneration(config), tokenizer(), '<image>', None
+
+
 def tiny(make, *args):
     "Model, processor, prompt and image size, with random weights"
     with torch.random.fork_rng():
@@ -324,6 +330,7 @@ def test_look_and_ablation(case):
     [
         (idefics2, 'idefics2 hands its language model 64 vectors that belong to no place'),
         (qwen3_vl, 'qwen3_vl hands images to its language model in a second way'),
+        (kosmos2, 'kosmos-2 has no vision_config or no image_token_id'),
     ],
 )
 def test_what_has_no_place_is_refused_by_name(make, said):
