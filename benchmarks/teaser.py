@@ -19,24 +19,30 @@ from mmneurons.recording import image_activations
 from mmneurons.stats import interval
 
 ROOT = Path(__file__).resolve().parents[1]
-ARMS = {'contrast': "the noun's own", 'another noun': "another noun's", 'random': 'random'}
-COLOURS = '#3b6fb6', '#d1762c', '#999999'
+ARMS = {
+    'contrast': "the image's own",
+    'wrong word': "a wrong word's, same image",
+    'another noun': "another image's",
+    'random': 'random',
+}
+COLOURS = '#3b6fb6', '#8c6bb1', '#d1762c', '#777777'
 
 
 def draw_falls(ax, effects):
-    "Mean fall of log P(noun) with its interval, for 25 neurons of three kinds"
-    chosen = effects[(effects.k == 25) & (effects.value == 'resample')]
-    for x, (arm, label) in enumerate(ARMS.items()):
-        falls = chosen[chosen.ranking == arm].log_prob
-        low, high = interval(falls)
-        ax.bar(x, falls.mean(), 0.7, color=COLOURS[x])
-        ax.plot([x, x], [low, high], color='black', lw=1.5)
-        ax.text(x, high + 0.02, f'{falls.mean():.2f}', ha='center', va='bottom', fontsize=11)
-    ax.set_xticks(range(len(ARMS)), ARMS.values(), fontsize=10)
-    ax.set_ylabel('fall of log P(noun), nats', fontsize=10)
-    title = f'25 neurons replaced by those of another image\n{chosen.image_id.nunique()} held-out images'
-    ax.set_title(title, fontsize=11, loc='left')
+    "Mean fall of log P(noun) with its interval, against the number of neurons that are set to their mean"
+    chosen = effects[effects['value'] == 'mean']
+    for (arm, label), colour in zip(ARMS.items(), COLOURS):
+        falls = chosen[chosen.ranking == arm].groupby('k').log_prob
+        bands = falls.agg(interval)
+        ax.plot(falls.mean(), marker='o', ms=4, color=colour, label=label)
+        ax.vlines(bands.index, bands.str[0], bands.str[1], color=colour, lw=2, alpha=0.5)
+    ax.set(xscale='log', xticks=[1, 5, 10, 25, 100, 200], xlabel='neurons set to their mean')
+    ax.xaxis.set_major_formatter('{x:.0f}')
+    ax.minorticks_off()
+    ax.set_ylabel('fall of log P(noun), nats')
+    ax.set_title(f'{chosen.image_id.nunique()} held-out images', fontsize=11, loc='left')
     ax.spines[['top', 'right']].set_visible(False)
+    ax.legend(frameon=False, fontsize=9)
 
 
 def first_rows(catalogue):
@@ -67,7 +73,7 @@ def main():
     acts = image_activations(mm, mm.soft_prompt(images))[:, 0]
     rows = first_rows(own_catalogue(mm))
     fig = plt.figure(figsize=(10, 3.6), layout='constrained')
-    grid = fig.add_gridspec(len(rows), 5, width_ratios=[4.2, 4.4, 0.8, 0.8, 0.8])
+    grid = fig.add_gridspec(len(rows), 5, width_ratios=[4.6, 3.3, 0.8, 0.8, 0.8])
     draw_falls(fig.add_subplot(grid[:, 0]), pd.read_csv(ROOT / 'nbs' / 'data' / 'causes.csv'))
     for line, row in enumerate(rows.itertuples()):
         strength = acts[:, row.layer, row.unit] * row.sign

@@ -6,7 +6,7 @@
 __all__ = ['FIRES', 'PROMOTES', 'KINDS', 'UNUSUAL', 'firing', 'with_sign', 'Evidence', 'count_table', 'evidence_rows',
            'Catalogue', 'usable_concepts', 'collect', 'best_words', 'with_usual', 'english_first', 'with_tokens',
            'article', 'usual_values', 'noun_effects', 'with_effects', 'map_aucs', 'located', 'find_neurons',
-           'concept_rows', 'promoting_neurons', 'active_rows', 'meaning_neurons', 'own_catalogue']
+           'concept_rows', 'promoting_neurons', 'active_rows', 'compared', 'meaning_neurons', 'own_catalogue']
 
 # %% ../nbs/04c_catalogue.ipynb #9f63e29a
 import json, tempfile
@@ -467,23 +467,33 @@ def active_rows(
     return rows.drop_duplicates(KEY).head(k).reset_index(drop=True)
 
 # %% ../nbs/04c_catalogue.ipynb #fe4eaa97
+def compared(
+    rows: pd.DataFrame,  # place, layer, unit, sign, usual, spread
+    baseline: Baseline,  # of this model
+) -> pd.DataFrame:  # usual and spread at the image positions are those of the baseline
+    "The rows, with the images that they are compared with exchanged for those of a baseline"
+    rows, here = rows.copy(), (rows.place == 'image').to_numpy()
+    at = rows.layer[here].tolist(), rows.unit[here].tolist()
+    rows.loc[here, 'usual'] = baseline.mean[at].mean(-1).numpy() * rows.sign[here]
+    rows.loc[here, 'spread'] = baseline.spread[at].numpy()
+    return rows
+
+# %% ../nbs/04c_catalogue.ipynb #0faf2929
 def meaning_neurons(
     mm: MultimodalLM,  # the model
     image,  # an image or a `Seen`
     target: str,  # a noun
     catalogue: Catalogue | None = None,  # of this pair; None: all neurons that promote the noun
     k: int = 5,  # at most so many
-    baseline: Baseline
-    | None = None,  # of this model; None: over the gallery. A catalogue has its own
+    baseline: Baseline | None = None,  # what neurons usually do; None: over the gallery
 ) -> pd.DataFrame:  # rows of the catalogue, or `promoting_neurons` with their tokens; and firing
     "The neurons that mean a noun and are unusually active in an image, the most active first; maybe none"
     acts = image_activations(mm, mm.see(image, False).soft_prompt)[0]
+    baseline = as_baseline(mm, baseline)
     if catalogue is not None:
-        return active_rows(concept_rows(catalogue.rows, target), acts, k)
+        return active_rows(compared(concept_rows(catalogue.rows, target), baseline), acts, k)
     rows = promoting_neurons(mm, target).query('layer < @mm.n_layers - 1').assign(place='image')
-    baseline, at = as_baseline(mm, baseline), (rows.layer.tolist(), rows.unit.tolist())
-    usual = baseline.mean[at].mean(-1).numpy() * rows.sign
-    rows = rows.assign(usual=usual, spread=baseline.spread[at].numpy())
+    rows = compared(rows.assign(usual=0.0, spread=0.0), baseline)
     return with_tokens(mm, active_rows(rows, acts, k))
 
 # %% ../nbs/04c_catalogue.ipynb #7025688d

@@ -142,6 +142,11 @@ def relation_of(
     at = means.layer.tolist(), means.unit.tolist()
     ranks = ranks.reshape(attribution.scores.shape)[at]
     both, best = int((ranks < n).sum()), int(ranks.min()) + 1
+    if len(means) == 1:
+        return (
+            f'The neuron that means {attribution.target!r} is number {best:,} '
+            f'of {attribution.scores.numel():,} among those that carried it.'
+        )
     return (
         f'{both} of the {len(means)} neurons that mean {attribution.target!r} '
         f'{"is" if both == 1 else "are"} among the {n} that carried it most; '

@@ -55,7 +55,7 @@ def vlm_text(
 
 
 def vlm_name(
-    model: nn.Module,  # multimodal model of transformers
+    model,  # multimodal model of transformers
 ) -> str:
     "What a model is called, or an error where images enter it in a way of its own"
     config = model.config
