@@ -6,7 +6,7 @@
 __all__ = ['WAYS_OUT', 'LOOK', 'LOOK_EXAMPLES', 'OUTPUT', 'STATUS', 'ENVIRONMENT', 'GENERAL', 'EXAMPLES', 'LIBRARY', 'say',
            'ModelError', 'plain', 'load', 'writable_page', 'page_path', 'chosen_baseline', 'looks', 'printed',
            'run_look', 'run_corpus', 'left_out', 'run_train', 'whole_numbers', 'run_sweep', 'run_paper', 'run_atlas',
-           'run_find', 'run_check', 'add_fields', 'run_notebooks', 'counting', 'add_command', 'add_model',
+           'run_find', 'run_check', 'add_fields', 'run_notebooks', 'counting', 'add_command', 'add_format', 'add_model',
            'look_command', 'corpus_command', 'train_command', 'sweep_command', 'run_commands', 'find_command',
            'check_command', 'notebooks_command', 'make_parser', 'main', 'run']
 
@@ -75,21 +75,23 @@ def plain(
 
 # %% ../nbs/10_cli.ipynb #b1d57811
 def load(
-    args,  # with model, projection, device and dtype
+    args,  # with model, projection, device, dtype and maybe bits
 ) -> 'MultimodalLM':
     "The model that the arguments name, or a `ModelError`"
     say(f'loading {args.model}')
     import torch
     from safetensors import SafetensorError
     from mmneurons.model import MultimodalLM
-    from mmneurons.report import licences
+    from mmneurons.pairs import credits
 
     dtype = getattr(torch, args.dtype) if args.dtype else None
     try:
-        mm = MultimodalLM.from_pretrained(args.model, args.projection, args.device, dtype)
+        how = dict(projection=args.projection, device=args.device, dtype=dtype)
+        mm = MultimodalLM.from_pretrained(args.model, **how, bits=getattr(args, 'bits', None))
     except (ValueError, KeyError, OSError, RuntimeError, AssertionError, SafetensorError) as e:
         raise ModelError(e) from e
-    say('weights: ' + '; '.join(f'{name} ({licence})' for name, licence in licences(mm).items()))
+    parts = credits(mm.config, mm.encoder.spec).items()
+    say('weights: ' + '; '.join(f'{name} ({licence})' for name, licence in parts))
     return mm
 
 # %% ../nbs/10_cli.ipynb #7b52009b
@@ -360,10 +362,10 @@ def run_find(
 def run_check(
     args,  # of `mmneurons check`
 ) -> int:  # exit status
-    "`mmneurons check`: compare a pair with what is published for it"
+    "`mmneurons check`: compare a pair with its known results"
     from mmneurons.check import as_text, check, exit_status
 
-    table = check(load(args), args.coco)
+    table = check(load(args), args.coco, args.sample)
     tqdm.write(as_text(table))
     return exit_status(table)
 
@@ -519,23 +521,23 @@ def add_command(
     return p
 
 # %% ../nbs/10_cli.ipynb #af3e1334
-def add_model(
+def add_format(
     p,  # parser of a command that loads a model
     dtype: str | None = None,  # what is used where none is named
     trained: bool = True,  # whether a projection can be named; False: one is to be trained
 ):
-    "The options that say which model, in which format, and where it runs"
-    p.add_argument(
-        '--model',
-        default='pocket',
-        help='pocket, pocket-smollm2, limber-beit, limber-beit-ft, limber-clip, '
-        'or a saved pair: its folder or hub name (default: pocket)',
-    )
+    "The options that say with which projection, in which format and where a model runs"
     if trained:
         p.add_argument(
             '--projection',
             metavar='FILE',
             help="a projection from mmneurons train in place of the model's own",
+        )
+        p.add_argument(
+            '--bits',
+            type=int,
+            choices=[4, 8],
+            help='quantise the language model, but for what neurons are decoded with (on a GPU)',
         )
     p.add_argument(
         '--dtype',
@@ -544,6 +546,21 @@ def add_model(
         help=f"of the language model (default: {dtype or 'of the pair'})",
     )
     p.add_argument('--device', help='cpu, cuda, mps, ... (default: cuda if there is one, else cpu)')
+
+# %% ../nbs/10_cli.ipynb #fbb140f9
+def add_model(
+    p,  # parser of a command that loads a model
+    dtype: str | None = None,  # as in `add_format`
+    trained: bool = True,  # as in `add_format`
+):
+    "The options that say which model is loaded, and how"
+    p.add_argument(
+        '--model',
+        default='pocket',
+        help='pocket, pocket-smollm2, limber-beit, limber-beit-ft, limber-clip, '
+        'or a saved pair: its folder or hub name (default: pocket)',
+    )
+    add_format(p, dtype, trained)
 
 # %% ../nbs/10_cli.ipynb #761f22b2
 def look_command(
@@ -806,15 +823,8 @@ def check_command(
     p.add_argument(
         '--coco', metavar='FOLDER', help='with val2017 and annotations, for the images of the paper'
     )
-    p.add_argument(
-        '--projection',
-        metavar='FILE',
-        help="a projection from mmneurons train in place of the model's own",
-    )
-    p.add_argument(
-        '--dtype', choices=['bfloat16', 'float16', 'float32'], help='default: of the pair'
-    )
-    p.add_argument('--device', help='default: cuda if there is one, else cpu')
+    p.add_argument('--sample', metavar='IMAGE', help="LiMBeR's image woods_hi.jpg, for its caption")
+    add_format(p)
 
 # %% ../nbs/10_cli.ipynb #a8dbf10e
 def notebooks_command(
