@@ -57,8 +57,8 @@ def vocabulary_moments(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # mean (d_model,), covariance (d_model, d_model)
     "The first two moments, over the vocabulary, of the directions that the lens reads"
     weight, n = output_vectors(mm, 0, slice(1)), len(mm.lm.get_output_embeddings().weight)
-    eye, total = torch.eye(mm.d_model, **HOST).to(weight), torch.zeros((), dtype=torch.double)
-    square = total
+    eye = torch.eye(mm.d_model, **HOST).to(weight)
+    total = square = eye.new_zeros((), dtype=torch.double)
     for start in range(0, n, chunk):
         rows = readout(mm, eye, slice(start, min(n, start + chunk))).float()
         total, square = total + rows.sum(1).double(), square + (rows @ rows.T).double()
@@ -88,6 +88,4 @@ def concept_scores(
     sign: int,  # of the neurons' activation
 ) -> np.ndarray:  # (unit, concept), the concepts in alphabetical order
     "The z-score of each concept's best word"
-    names = scores.columns.get_level_values(0)
-    starts = np.flatnonzero(names != np.roll(names, 1)) if names[0] != names[-1] else [0]
-    return np.maximum.reduceat(scores.to_numpy() * sign, starts, axis=1)
+    return (sign * scores).T.groupby(level=0).max().T.to_numpy()

@@ -117,32 +117,34 @@ def test_a_planted_neuron_is_found_and_what_promotes_another_word_is_not(tmp_pat
     mm, data = tiny_model('gemma3_text'), squares()
     seen = recording(mm, data, tmp_path / 'before')
     own, second = seen.own(['dog']), seen.images.second.to_numpy()
-    evidence = [with_sign(firing(seen.layer(1), own, second), sign)[..., 0] for sign in (1, -1)]
+    evidence = [with_sign(firing(seen.layer(0), own, second), sign)[..., 0] for sign in (1, -1)]
     good = [np.where(mean > 0, np.minimum(a, b), 0) for a, b, mean in evidence]
     sign, unit = np.unravel_index(np.argmax(good), (2, mm.n_units))
     assert good[sign][unit] > 0.9, 'no neuron of the tiny model fires for a colour'
     sign = (1, -1)[sign]
-    plant(mm, 1, unit, sign, 'dog')
+    plant(mm, 0, unit, sign, 'dog')
     found = find_neurons(mm, data, tmp_path / 'after', effects=4, permutations=500)
-    rows = found.rows.query('layer == 1 and unit == @unit and place == "image"')
+    rows = found.rows.query('layer == 0 and unit == @unit and place == "image"')
     assert rows[['sign', 'concept', 'word']].values.tolist() == [[sign, 'dog', 'dog']]
     assert rows.tokens.iloc[0][0] == 'dog' and rows.z.iloc[0] > PROMOTES
+    last = found.rows.query('layer == 1 and place == "image"')
+    assert not len(last), 'nothing reads what the last layer writes at the image positions'
     assert np.isfinite(rows[['score', 'effect', 'effect_other']]).all(axis=None)
 
     shown = data[rows.images.iloc[0][0]].image  # where the neuron is most active
     baseline = Baseline.over(mm, [ex.image for ex in data])
     for catalogue in (found, None):
         meant = meaning_neurons(mm, shown, 'dog', catalogue, 50, baseline)
-        assert ((meant.layer == 1) & (meant.unit == unit) & (meant.sign == sign)).any()
+        assert ((meant.layer == 0) & (meant.unit == unit) & (meant.sign == sign)).any()
         assert not len(
             meaning_neurons(mm, data['cat1'].image, 'dog', catalogue, baseline=baseline).query(
-                'layer == 1 and unit == @unit'
+                'layer == 0 and unit == @unit'
             )
         )
 
-    plant(mm, 1, unit, sign, 'cat')
+    plant(mm, 0, unit, sign, 'cat')
     other = find_neurons(mm, data, effects=0, permutations=500)
-    assert not len(other.rows.query('layer == 1 and unit == @unit and place == "image"'))
+    assert not len(other.rows.query('layer == 0 and unit == @unit and place == "image"'))
 
 
 def random_evidence(seed, aligned=0):
