@@ -37,7 +37,7 @@ sources of images:
   cc3m:TSV,images=FOLDER               Conceptual Captions as downloaded
   webdataset:PATTERN                   tar files: 'cc3m/{00000..00331}.tar'
   hf:NAME[,split=train][,image=COLUMN][,caption=COLUMN]
-                           a Hugging Face data set, or a folder saved by datasets
+                           a Hugging Face data set, or a folder that it saved
 """
 
 # %% ../nbs/09b_manual.ipynb #22d200f8

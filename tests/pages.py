@@ -25,12 +25,20 @@ from nbdev.showdoc import show_doc
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def names_of(module):
+    "The names of a module, those too that it imports for a type checker only: its annotations are evaluated here"
+    for node in ast.parse(inspect.getsource(module)).body:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == 'TYPE_CHECKING':
+            exec(compile(ast.Module(node.body, []), module.__file__, 'exec'), vars(module))
+    return vars(module)
+
+
 class document(Processor):
     "Give each `show_doc` cell its output: signature, parameters and source link, of a class also of its public methods"
 
     def begin(self):
         module = _default_exp(self.nb)
-        self.names = vars(import_module(f'mmneurons.{module}')) if module else {}
+        self.names = names_of(import_module(f'mmneurons.{module}')) if module else {}
         self.shown = {
             symbol(call) for cell in self.nb.cells for call in _show_docs(cell.parsed_() or [])
         }
