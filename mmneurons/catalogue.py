@@ -6,7 +6,7 @@
 __all__ = ['FIRES', 'PROMOTES', 'KINDS', 'UNUSUAL', 'firing', 'with_sign', 'Evidence', 'count_table', 'evidence_rows',
            'Catalogue', 'usable_concepts', 'collect', 'best_words', 'with_usual', 'english_first', 'with_tokens',
            'article', 'usual_values', 'noun_effects', 'with_effects', 'map_aucs', 'located', 'find_neurons',
-           'concept_rows', 'promoting_neurons', 'active_rows', 'compared', 'meaning_neurons', 'own_catalogue']
+           'concept_rows', 'promoting_neurons', 'active_rows', 'with_baseline', 'meaning_neurons', 'own_catalogue']
 
 # %% ../nbs/04c_catalogue.ipynb #9f63e29a
 import json, tempfile
@@ -467,11 +467,11 @@ def active_rows(
     return rows.drop_duplicates(KEY).head(k).reset_index(drop=True)
 
 # %% ../nbs/04c_catalogue.ipynb #fe4eaa97
-def compared(
+def with_baseline(
     rows: pd.DataFrame,  # place, layer, unit, sign, usual, spread
     baseline: Baseline,  # of this model
 ) -> pd.DataFrame:  # usual and spread at the image positions are those of the baseline
-    "The rows, with the images that they are compared with exchanged for those of a baseline"
+    "What each neuron usually does, taken from a baseline instead of the images of the catalogue"
     rows, here = rows.copy(), (rows.place == 'image').to_numpy()
     at = rows.layer[here].tolist(), rows.unit[here].tolist()
     rows.loc[here, 'usual'] = baseline.mean[at].mean(-1).numpy() * rows.sign[here]
@@ -491,9 +491,9 @@ def meaning_neurons(
     acts = image_activations(mm, mm.see(image, False).soft_prompt)[0]
     baseline = as_baseline(mm, baseline)
     if catalogue is not None:
-        return active_rows(compared(concept_rows(catalogue.rows, target), baseline), acts, k)
+        return active_rows(with_baseline(concept_rows(catalogue.rows, target), baseline), acts, k)
     rows = promoting_neurons(mm, target).query('layer < @mm.n_layers - 1').assign(place='image')
-    rows = compared(rows.assign(usual=0.0, spread=0.0), baseline)
+    rows = with_baseline(rows.assign(usual=0.0, spread=0.0), baseline)
     return with_tokens(mm, active_rows(rows, acts, k))
 
 # %% ../nbs/04c_catalogue.ipynb #7025688d
