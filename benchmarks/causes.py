@@ -17,12 +17,13 @@ import pandas as pd
 from tqdm import tqdm
 
 import mmneurons as mn
-from mmneurons.activations import Baseline, fingerprint, unit_activations
+from mmneurons.activations import Baseline, unit_activations
 from mmneurons.attribution import attribute, top_neurons
 from mmneurons.data import corpus
 from mmneurons.methods import ablation_effects
 from mmneurons.model import MultimodalLM
 from mmneurons.neurons import random_ranking
+from mmneurons.pairs import projection_hash
 from mmneurons.targets import choose_target
 from mmneurons.text import first_noun, same_noun
 
@@ -125,7 +126,7 @@ def main():
         donor = next((v for noun, v in reversed(last.items()) if noun != ex.nouns[0]), None)
         if donor and ex.image_id not in done:
             table = measure(mm, ex, seen, a, *donor, baseline, args.seed + n)
-            table = table.assign(pair=fingerprint(mm), version=mn.__version__)
+            table = table.assign(projection=projection_hash(mm), version=mn.__version__)
             table.round(5).to_csv(args.out, mode='a', header=not args.out.exists(), index=False)
             done.add(ex.image_id)
             bar.update()

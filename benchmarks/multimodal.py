@@ -12,22 +12,26 @@ The tables go to nbs/data (--out), what is large to data/catalogue (--work).
 import argparse
 from pathlib import Path
 
-import numpy as np, pandas as pd, torch
+import numpy as np
+import pandas as pd
+import torch
 from tqdm import tqdm
 
+from mmneurons.activations import Baseline, default_baseline
 from mmneurons.catalogue import (
     Catalogue,
     active_rows,
     concept_rows,
     find_neurons,
     promoting_neurons,
+    with_baseline,
     with_tokens,
 )
-from mmneurons.naming import projection_hash
 from mmneurons.data import Reader, corpus
 from mmneurons.hooks import hook_neurons
 from mmneurons.model import MultimodalLM
 from mmneurons.neurons import KEY, random_neurons
+from mmneurons.pairs import projection_hash
 from mmneurons.promotion import concept_words
 from mmneurons.recording import ActivationRun, Recording, image_activations
 from mmneurons.stats import roc_auc
@@ -178,22 +182,26 @@ def run_meaning(args, mm):
     "Held-out test images: is the noun among the tokens of the first three neurons, asked for it or for another?"
     found, work = Catalogue.load(ASSET), Path(args.work) / 'meaning.csv'
     catalogue = found.rows.query('data == "CIFAR-10"')
-    known = ActivationRun(
-        mm, cifar(args.corpus, 'train', args.n), Path(args.work) / 'cifar' / 'images'
+    domain = [ex.image for ex in cifar(args.corpus, 'train', 20)]
+    references = dict(
+        domain=Baseline.over(mm, domain, 'CIFAR-10 training images'), gallery=default_baseline(mm)
     )
-    acts = [known.layer(layer) for layer in range(mm.n_layers)]
-    mean, spread = (np.stack([getattr(a, f)(1) for a in acts]) for f in ('mean', 'std'))
     data = cifar(args.corpus, 'cifar_test', 50, skip=50)
     nouns = sorted({row['noun'] for row in data.rows})
-
-    def promoting(noun):
-        rows = promoting_neurons(mm, noun).query('layer < @mm.n_layers - 1').assign(place='image')
-        at = rows.layer, rows.unit
-        return rows.assign(usual=mean[at] * rows.sign, spread=spread[at])
-
-    arms = {
+    promoting = {
+        noun: promoting_neurons(mm, noun)
+        .query('layer < @mm.n_layers - 1')
+        .assign(place='image', usual=0.0, spread=0.0)
+        for noun in nouns
+    }
+    asked = {
         'catalogue': {noun: concept_rows(catalogue, noun) for noun in nouns},
-        'no catalogue': {noun: promoting(noun) for noun in nouns},
+        'no catalogue': promoting,
+    }
+    arms = {
+        (arm, reference): {noun: with_baseline(rows, baseline) for noun, rows in known.items()}
+        for arm, known in asked.items()
+        for reference, baseline in references.items()
     }
     done = set(pd.read_csv(work).image_id) if work.exists() else set()
     wrong = np.random.default_rng(0).integers(1, len(nouns), len(data))
@@ -201,16 +209,17 @@ def run_meaning(args, mm):
         if ex.image_id in done:
             continue
         own = nouns.index(ex.nouns[0])
-        asked = dict(own=nouns[own], wrong=nouns[(own + step) % len(nouns)])
+        words = dict(own=nouns[own], wrong=nouns[(own + step) % len(nouns)])
         seen = mm.see(ex.image)
         now, rows = image_activations(mm, seen.soft_prompt)[0], []
         named = names_match(first_noun(seen.caption) or '', ex.nouns[0])
-        for arm, known in arms.items():
-            for kind, noun in asked.items():
+        for (arm, reference), known in arms.items():
+            for kind, noun in words.items():
                 top = active_rows(known[noun], now, 3)
                 top = with_tokens(mm, top) if 'tokens' not in top else top
-                hits = [bool(related_words(t, noun)) for t in top.tokens]
-                rows.append(dict(arm=arm, asked=kind, noun=noun, neurons=len(top), hits=sum(hits)))
+                hits = sum(bool(related_words(t, noun)) for t in top.tokens)
+                about = dict(arm=arm, reference=reference, asked=kind, noun=noun)
+                rows.append(about | dict(neurons=len(top), hits=hits))
         about = dict(image_id=ex.image_id, label=ex.nouns[0], caption=seen.caption, named=named)
         table = pd.DataFrame(rows).assign(**about)
         table.to_csv(work, mode='a', header=not work.exists(), index=False)

@@ -7,16 +7,19 @@ nbs/data/naming-pocket.csv has a row for each test image (with the generated nou
 the images: other words are not published), and mmneurons/assets/pocket-naming.csv the rates on validation images, noun by noun.
 """
 
-import argparse, csv
+import argparse
+import csv
 from pathlib import Path
 
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
 from mmneurons.corpus.photographs import photographs
 from mmneurons.data import Reader, corpus
 from mmneurons.model import MultimodalLM
-from mmneurons.naming import chance_match, judged, naming_rates, projection_hash
+from mmneurons.naming import chance_match, judged, naming_rates
+from mmneurons.pairs import projection_hash
 from mmneurons.wordnet import lemmas
 
 ROOT = Path(__file__).resolve().parents[1]
