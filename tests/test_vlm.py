@@ -17,22 +17,11 @@ from mmneurons.images import open_image
 from mmneurons.model import MultimodalLM, tiny_model
 from mmneurons.receptive_fields import heatmap, receptive_field
 from mmneurons.report import as_text, described, look
+from mmneurons.vlm import _TEXT as TEXT, _VISION as VISION, _WORDS as WORDS
 from mmneurons.vlm import VlmLM, tiny_vlm
 
-MARKS = '<image> <|vision_start|> <|image_pad|> <|vision_end|> <|video_pad|>'.split()
-WORDS = ['<bos>', '<eos>', *MARKS, *'A picture of a the on red dog cat horse boat .'.split()]
-TEXT = dict(
-    hidden_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=16,
-    intermediate_size=64,
-    bos_token_id=0,
-    eos_token_id=1,
-    pad_token_id=1,
-)
-SMALL = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)
+MARKS = WORDS[2:7]
+SMALL = {k: v for k, v in VISION.items() if k not in ('patch_size', 'image_size')}
 ROPE = dict(rope_type='default', mrope_section=[2, 3, 3], rope_theta=1e4)
 TILES = [[32, 64], [64, 32], [64, 64]]
 IMAGE = Image.fromarray(np.random.default_rng(7).integers(0, 256, (60, 90, 3), dtype=np.uint8))
@@ -59,7 +48,7 @@ def text(more=0, **settings):
 
 
 def vision(side=32):
-    return SMALL | dict(patch_size=8, image_size=side)
+    return VISION | dict(image_size=side)
 
 
 def square(side):
