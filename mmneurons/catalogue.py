@@ -171,6 +171,18 @@ class Catalogue:
         parts = self.about.get('data', {'': self.about}).values()
         return sorted({concept for part in parts for concept in part['concepts']})
 
+    def check(
+        self,
+        mm: MultimodalLM,  # the model that it is used with
+    ) -> 'Catalogue':
+        "The catalogue itself, or an error where it is of another projection"
+        if self.about['projection'] != (own := projection_hash(mm)):
+            raise ValueError(
+                f'this catalogue is of the projection {self.about["projection"]}, the model has {own}: '
+                'make one with find_neurons(mm, dataset)'
+            )
+        return self
+
     def covers(
         self,
         noun: str,  # a word
@@ -491,7 +503,8 @@ def meaning_neurons(
     acts = image_activations(mm, mm.see(image, False).soft_prompt)[0]
     baseline = as_baseline(mm, baseline)
     if catalogue is not None:
-        return active_rows(with_baseline(concept_rows(catalogue.rows, target), baseline), acts, k)
+        rows = concept_rows(catalogue.check(mm).rows, target)
+        return active_rows(with_baseline(rows, baseline), acts, k)
     rows = promoting_neurons(mm, target).query('layer < @mm.n_layers - 1').assign(place='image')
     rows = with_baseline(rows.assign(usual=0.0, spread=0.0), baseline)
     return with_tokens(mm, active_rows(rows, acts, k))

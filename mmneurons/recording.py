@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLACES', 'image_activations', 'named_concepts', 'opened_examples', 'activation_row', 'ActivationRun',
-           'in_second_half', 'Recording', 'record_activations']
+           'in_second_half', 'Recording', 'check_recorded', 'record_activations']
 
 # %% ../nbs/01c_recording.ipynb #d15ee3e8
 import json, zlib
@@ -236,6 +236,21 @@ class Recording:
         return Baseline.over(mm, images, 'images of the data set', batch_size=batch_size)
 
 # %% ../nbs/01c_recording.ipynb #10251567
+def check_recorded(
+    run: ActivationRun,  # recorded
+):
+    "An error where a folder was begun with other concepts or groups: a function is known by what it gives"
+    kept = run.images()
+    for row in kept.iloc[:: max(1, len(kept) // 8)].itertuples():
+        ex = run.data[row.image_id]
+        group = run.group(ex) if run.group else ex.image_id
+        if (row.concepts, row.group) != (named_concepts(ex, run.by), group):
+            raise ValueError(
+                f'{run.folder} was recorded with other concepts or groups ({row.image_id}: '
+                f'{row.concepts}, {row.group!r}); give the same functions, or another folder'
+            )
+
+# %% ../nbs/01c_recording.ipynb #cece8f0e
 def record_activations(
     mm: MultimodalLM,  # the model
     parts: dict[str, Reader],  # name → images; of two parts, the second is for confirmation
@@ -246,4 +261,5 @@ def record_activations(
     runs = [ActivationRun(mm, data, Path(folder) / name, **how) for name, data in parts.items()]
     for run in runs:
         run.record()
+        check_recorded(run)
     return Recording(runs)

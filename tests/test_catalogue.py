@@ -142,6 +142,10 @@ def test_a_planted_neuron_is_found_and_what_promotes_another_word_is_not(tmp_pat
             )
         )
 
+    found.about['projection'] = 'another'
+    with pytest.raises(ValueError, match='is of the projection another'):
+        meaning_neurons(mm, shown, 'dog', found, baseline=baseline)
+
     plant(mm, 0, unit, sign, 'cat')
     other = find_neurons(mm, data, effects=0, permutations=500)
     assert not len(other.rows.query('layer == 0 and unit == @unit and place == "image"'))
