@@ -1,6 +1,6 @@
 """The figure on the first page: own against another noun's neurons, and one catalogued neuron for each concept.
 
-    python benchmarks/teaser.py        nbs/images/teaser.png, from nbs/data/causes.csv and the catalogue that ships
+    python benchmarks/teaser.py        nbs/images/teaser.png and neurons.png, from nbs/data/causes.csv and the catalogue that ships
 
 No neuron is picked by hand: each concept's row with the lowest false discovery rate is shown, with its first English
 tokens and the three images of the gallery on which it is most active. The gallery had no part in choosing it.
@@ -53,32 +53,38 @@ def first_rows(catalogue):
 
 def draw_neuron(fig, cells, row, images, strength):
     "A neuron's name and tokens, and the images of the gallery on which it is most active"
-    name = neuron_name(row.layer, row.unit, row.sign)
     text = fig.add_subplot(cells[0])
     text.axis('off')
-    tokens = ', '.join(list(dict.fromkeys(row.english))[:4])
-    text.text(
-        0, 0.62, f'{name}: {row.concept}, AUC {row.auc_confirmed:.2f}', fontsize=10, weight='bold'
+    name = (
+        f'{neuron_name(row.layer, row.unit, row.sign)}: {row.concept}, AUC {row.auc_confirmed:.2f}'
     )
-    text.text(0, 0.22, tokens, fontsize=10)
+    text.text(0, 0.62, name, fontsize=9, weight='bold')
+    text.text(0, 0.2, ', '.join(list(dict.fromkeys(row.english))[:4]), fontsize=9)
     for cell, n in zip(cells[1:], strength.argsort(descending=True)[:3].tolist()):
         ax = fig.add_subplot(cell)
-        ax.imshow(images[n].resize((96, 96)))
+        ax.imshow(images[n].resize((64, 64)))
         ax.axis('off')
 
 
-def main():
-    mm = MultimodalLM.from_pretrained('pocket')
+def draw_neurons(mm):
+    "One neuron of each concept of the catalogue, a line each"
     images = [ex.image for ex in gallery()]
     acts = image_activations(mm, mm.soft_prompt(images))[:, 0]
     rows = first_rows(own_catalogue(mm))
-    fig = plt.figure(figsize=(10, 3.6), layout='constrained')
-    grid = fig.add_gridspec(len(rows), 5, width_ratios=[4.6, 3.3, 0.8, 0.8, 0.8])
-    draw_falls(fig.add_subplot(grid[:, 0]), pd.read_csv(ROOT / 'nbs' / 'data' / 'causes.csv'))
+    fig = plt.figure(figsize=(4.8, 3.3), layout='constrained')
+    grid = fig.add_gridspec(len(rows), 4, width_ratios=[4, 0.9, 0.9, 0.9])
     for line, row in enumerate(rows.itertuples()):
         strength = acts[:, row.layer, row.unit] * row.sign
-        draw_neuron(fig, [grid[line, n] for n in range(1, 5)], row, images, strength)
-    fig.savefig(ROOT / 'nbs' / 'images' / 'teaser.png', dpi=100)
+        draw_neuron(fig, [grid[line, n] for n in range(4)], row, images, strength)
+    return fig
+
+
+def main():
+    fig, ax = plt.subplots(figsize=(4.8, 3.3), layout='constrained')
+    draw_falls(ax, pd.read_csv(ROOT / 'nbs' / 'data' / 'causes.csv'))
+    folder = ROOT / 'nbs' / 'images'
+    fig.savefig(folder / 'teaser.png', dpi=100)
+    draw_neurons(MultimodalLM.from_pretrained('pocket')).savefig(folder / 'neurons.png', dpi=100)
 
 
 if __name__ == '__main__':
