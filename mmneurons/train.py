@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['LIMBER', 'RECIPES', 'TrainConfig', 'lr_at', 'encoder_key', 'feature_key', 'sized', 'usable', 'journal',
-           'encode_block', 'Features', 'channel_stats', 'init_projection', 'fold', 'caption_tokens', 'caption_loss',
-           'restricted_head', 'caption_vocab', 'shown_patches', 'dropout_mask', 'batch_rows', 'validate',
-           'sample_captions', 'Run', 'save_run', 'load_run', 'autocast_dtype', 'part_loss', 'advance',
-           'tensorboard_writer', 'record', 'plot_log', 'train_projection', 'finish_run']
+           'encode_block', 'Features', 'channel_stats', 'embedding_spread', 'init_projection', 'fold', 'caption_tokens',
+           'caption_loss', 'restricted_head', 'caption_vocab', 'shown_patches', 'dropout_mask', 'noise_like',
+           'excess_length', 'batch_rows', 'validate', 'sample_captions', 'Run', 'save_run', 'load_run',
+           'autocast_dtype', 'part_loss', 'advance', 'tensorboard_writer', 'record', 'plot_log', 'train_projection',
+           'finish_run']
 
 # %% ../nbs/01_train_projection.ipynb #ac3478d6
 import contextlib, errno, hashlib, io, json, math, os, pickle, shutil, sys, time
@@ -50,6 +51,12 @@ class TrainConfig:
     prompt: str = 'A picture of'  # text between image and caption
     feature_dropout: float = 0.0  # probability that a channel is hidden, in all patches
     dropout: float = 0.0  # probability that a number of an image vector is hidden from the language model in a step
+    noise: float = (
+        0.0  # added to the image vectors in a step: its spread, in spreads of the word embeddings
+    )
+    short: float = (
+        0.0  # weight of the penalty on image vectors that are longer than word embeddings
+    )
     vocab: str = 'full'  # tokens in three steps of four: 'full' or 'captions'
     seed: int = 0  # of initial weights, data order and shown patches
     val_every: int = 625  # steps between validations
@@ -75,6 +82,8 @@ class TrainConfig:
             ('full', 0, 1),
             ('feature_dropout', 0, 0.99),
             ('dropout', 0, 0.99),
+            ('noise', 0, math.inf),
+            ('short', 0, math.inf),
         ]:
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f'{name}={getattr(self, name)}; it lies between 0 and {high:g}')
@@ -269,18 +278,26 @@ def channel_stats(
     return x.mean(0), x.std(0).clamp_min(1e-3)
 
 # %% ../nbs/01_train_projection.ipynb #22d200f8
+def embedding_spread(
+    mm: MultimodalLM,  # its language model
+) -> float:  # standard deviation of the numbers in its word embeddings
+    "The size of a word embedding's numbers, from the first thousand tokens"
+    some = range(1000) if mm.lm.config.vocab_size > 1000 else ()
+    words = mm.embed(torch.zeros(1, 0, mm.d_model, device=mm.device), some)
+    return words.float().std().item()
+
+# %% ../nbs/01_train_projection.ipynb #95f7eb9d
 def init_projection(
     mm: MultimodalLM,  # gets random weights
     seed: int = 0,  # of the weights
 ):
     "Random weights under which standardised features get the spread of the word embeddings"
-    layer, some = mm.projection, range(1000) if mm.lm.config.vocab_size > 1000 else ()
+    layer = mm.projection
     if not isinstance(layer, torch.nn.Linear):
         raise ValueError(f'{mm.config.lm} sees by itself: there is no projection to train')
-    words = mm.embed(torch.zeros(1, 0, mm.d_model, device=mm.device), some)
     rng = torch.Generator('cpu').manual_seed(seed)
     w = torch.randn(layer.weight.shape, generator=rng, **HOST)
-    layer.weight.data = (w * words.float().std().cpu() / mm.d_image**0.5).to(layer.weight)
+    layer.weight.data = (w * embedding_spread(mm) / mm.d_image**0.5).to(layer.weight)
     layer.bias.data.zero_()
 
 # %% ../nbs/01_train_projection.ipynb #63266754
@@ -396,6 +413,23 @@ def dropout_mask(
     rngs = [torch.Generator('cpu').manual_seed(s) for s in seeds]
     draws = [torch.rand(shape, generator=rng, **HOST) for rng in rngs]
     return (torch.stack(draws) >= p) / (1 - p)
+
+# %% ../nbs/01_train_projection.ipynb #ae127590
+def noise_like(
+    shape: tuple,  # of one image's numbers
+    seeds: list[int],  # one an image
+) -> torch.Tensor:  # (image, *shape), standard normal
+    "The noise of a step: the same whoever works on an image, and with which other images"
+    rngs = [torch.Generator('cpu').manual_seed(s) for s in seeds]
+    return torch.stack([torch.randn(shape, generator=rng, **HOST) for rng in rngs])
+
+# %% ../nbs/01_train_projection.ipynb #f406897f
+def excess_length(
+    soft_prompt: torch.Tensor,  # (batch, patch, d_model)
+    length: float,  # of a word embedding
+) -> torch.Tensor:  # scalar; 0 where no vector is longer
+    "The mean square of how much longer than a word embedding the image vectors are, in such lengths"
+    return (soft_prompt.float().norm(dim=-1) / length - 1).clamp_min(0).square().mean()
 
 # %% ../nbs/01_train_projection.ipynb #92cfceb3
 def batch_rows(
@@ -522,6 +556,7 @@ class Run:
             self.mean, self.std = channel_stats(features, seed=cfg.seed)
         if log not in ('csv', 'tensorboard'):
             raise ValueError(f"log={log!r}; it is 'csv' or 'tensorboard'")
+        self.spread = embedding_spread(mm)
         self.writer = (
             tensorboard_writer(self.folder, self.step)
             if log == 'tensorboard' and self.team.is_main_process
@@ -619,11 +654,15 @@ def part_loss(
         x = x * dropout_mask((1, mm.d_image), cfg.feature_dropout, seeds).to(x)
     with run.autocast():
         soft_prompt = mm.projection(x)
+        excess = excess_length(soft_prompt, run.spread * mm.d_model**0.5)
+        if cfg.noise:
+            noise = noise_like(soft_prompt.shape[1:], [-s - 2**62 for s in seeds])
+            soft_prompt = soft_prompt + cfg.noise * run.spread * noise.to(soft_prompt)
         if cfg.dropout:
             soft_prompt = soft_prompt * dropout_mask(
                 soft_prompt.shape[1:], cfg.dropout, [-s - 1 for s in seeds]
             ).to(soft_prompt)
-        return caption_loss(
+        loss = caption_loss(
             mm,
             soft_prompt,
             [features.caption(*picks[k]) for k in part],
@@ -631,6 +670,7 @@ def part_loss(
             run.vocab if run.step % 4 else None,
             tokens,
         )
+    return loss + cfg.short * excess * len(part) / cfg.batch_size
 
 # %% ../nbs/01_train_projection.ipynb #9109c85a
 def advance(
