@@ -4,6 +4,7 @@
     python benchmarks/multimodal.py words --corpus data/corpus     whether the same neurons are active at the concept's words
     python benchmarks/multimodal.py styles --corpus data/corpus    whether those of photographs fire for drawings and 3d images
     python benchmarks/multimodal.py meaning --corpus data/corpus   whether an image's word is found among its active neurons
+    python benchmarks/multimodal.py carrying --corpus data/corpus  whether those active neurons also carried the word
     python benchmarks/multimodal.py all --corpus data/corpus       all of it, in this order
 
 The tables go to nbs/data (--out), what is large to data/catalogue (--work).
@@ -15,9 +16,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from measure import append
 from tqdm import tqdm
 
 from mmneurons.activations import Baseline, default_baseline
+from mmneurons.attribution import attribute
 from mmneurons.catalogue import (
     Catalogue,
     active_rows,
@@ -178,38 +181,48 @@ def run_styles(args, mm):
     write(args, 'styles', pd.DataFrame(parts), mm)
 
 
-def run_meaning(args, mm):
-    "Held-out test images: is the noun among the tokens of the first three neurons, asked for it or for another?"
-    found, work = Catalogue.load(ASSET), Path(args.work) / 'meaning.csv'
-    catalogue = found.rows.query('data == "CIFAR-10"')
-    domain = [ex.image for ex in cifar(args.corpus, 'train', 20)]
-    references = dict(
-        domain=Baseline.over(mm, domain, 'CIFAR-10 training images'), gallery=default_baseline(mm)
-    )
-    data = cifar(args.corpus, 'cifar_test', 50, skip=50)
-    nouns = sorted({row['noun'] for row in data.rows})
+def asked_neurons(mm, nouns):
+    "For each noun: its rows of the catalogue, and all neurons that promote it"
+    catalogue = Catalogue.load(ASSET).rows.query('data == "CIFAR-10"')
     promoting = {
         noun: promoting_neurons(mm, noun)
         .query('layer < @mm.n_layers - 1')
         .assign(place='image', usual=0.0, spread=0.0)
         for noun in nouns
     }
-    asked = {
-        'catalogue': {noun: concept_rows(catalogue, noun) for noun in nouns},
-        'no catalogue': promoting,
-    }
+    own = {noun: concept_rows(catalogue, noun) for noun in nouns}
+    return {'catalogue': own, 'no catalogue': promoting}
+
+
+def domain_baseline(args, mm):
+    "What neurons usually do in images of the domain"
+    images = [ex.image for ex in cifar(args.corpus, 'train', 20)]
+    return Baseline.over(mm, images, 'CIFAR-10 training images')
+
+
+def unseen(args, work):
+    "Held-out test images that a table lacks, with the place of each in a fixed random order"
+    data = cifar(args.corpus, 'cifar_test', 50, skip=50)
+    done = set(pd.read_csv(work).image_id) if work.exists() else set()
+    left = [i for i, row in enumerate(data.rows) if row['image_id'] not in done]
+    return data, ((i, data[i]) for i in tqdm(left, desc=work.stem))
+
+
+def run_meaning(args, mm):
+    "Held-out test images: is the noun among the tokens of the first three neurons, asked for it or for another?"
+    work = Path(args.work) / 'meaning.csv'
+    references = dict(domain=domain_baseline(args, mm), gallery=default_baseline(mm))
+    data, left = unseen(args, work)
+    nouns = sorted({row['noun'] for row in data.rows})
     arms = {
         (arm, reference): {noun: with_baseline(rows, baseline) for noun, rows in known.items()}
-        for arm, known in asked.items()
+        for arm, known in asked_neurons(mm, nouns).items()
         for reference, baseline in references.items()
     }
-    done = set(pd.read_csv(work).image_id) if work.exists() else set()
     wrong = np.random.default_rng(0).integers(1, len(nouns), len(data))
-    for ex, step in zip(tqdm(data, desc='meaning'), wrong):
-        if ex.image_id in done:
-            continue
+    for i, ex in left:
         own = nouns.index(ex.nouns[0])
-        words = dict(own=nouns[own], wrong=nouns[(own + step) % len(nouns)])
+        words = dict(own=nouns[own], wrong=nouns[(own + wrong[i]) % len(nouns)])
         seen = mm.see(ex.image)
         now, rows = image_activations(mm, seen.soft_prompt)[0], []
         named = names_match(first_noun(seen.caption) or '', ex.nouns[0])
@@ -221,13 +234,42 @@ def run_meaning(args, mm):
                 about = dict(arm=arm, reference=reference, asked=kind, noun=noun)
                 rows.append(about | dict(neurons=len(top), hits=hits))
         about = dict(image_id=ex.image_id, label=ex.nouns[0], caption=seen.caption, named=named)
-        table = pd.DataFrame(rows).assign(**about)
-        table.to_csv(work, mode='a', header=not work.exists(), index=False)
+        append(pd.DataFrame(rows).assign(**about), work)
     write(args, 'meaning', pd.read_csv(work), mm)
 
 
+def run_carrying(args, mm):
+    "Held-out test images named right: the rank by contrast of the neurons that mean the noun, and of random ones"
+    work, baseline = Path(args.work) / 'carrying.csv', domain_baseline(args, mm)
+    data, left = unseen(args, work)
+    nouns = sorted({row['noun'] for row in data.rows})
+    arms = {
+        arm: {noun: with_baseline(rows, baseline) for noun, rows in known.items()}
+        for arm, known in asked_neurons(mm, nouns).items()
+    }
+    for i, ex in left:
+        noun, seen = ex.nouns[0], mm.see(ex.image)
+        if not names_match(first_noun(seen.caption) or '', noun):
+            continue
+        scores = attribute(mm, seen, baseline=baseline).scores
+        rank = torch.empty(scores.numel(), dtype=torch.long)
+        rank[scores.flatten().argsort(descending=True)] = torch.arange(1, scores.numel() + 1)
+        now, parts = image_activations(mm, seen.soft_prompt)[0], []
+        for arm, known in arms.items():
+            top = active_rows(known[noun], now, 5)
+            if len(top):
+                parts.append(top[KEY].assign(arm=arm))
+                parts.append(random_neurons(top, mm.n_units, i).assign(arm=f'{arm}, random'))
+        table = pd.concat([pd.DataFrame(columns=[*KEY, 'arm']), *parts])
+        at = (table.layer * mm.n_units + table.unit).tolist()
+        table = table[['arm', *KEY]].assign(rank=rank[at].tolist())
+        none = pd.DataFrame([dict(arm='none', rank=0)])  # so that the image counts as done
+        append((table if len(table) else none).assign(image_id=ex.image_id, noun=noun), work)
+    write(args, 'carrying', pd.read_csv(work).query('arm != "none"'), mm)
+
+
 def run_all(args, mm):
-    for step in (run_find, run_words, run_styles, run_meaning):
+    for step in (run_find, run_words, run_styles, run_meaning, run_carrying):
         step(args, mm)
 
 
