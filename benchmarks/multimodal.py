@@ -83,20 +83,28 @@ def write(args, name, table, mm):
     table.to_csv(Path(args.out) / f'catalogue-{name}.csv', index=False, float_format='%.4g')
 
 
+def made_once(file, make):
+    "A catalogue that is made where its file is missing"
+    if not file.exists():
+        make().save(file)
+    return Catalogue.load(file)
+
+
 def run_find(args, mm):
     "The two catalogues in one file"
     work = Path(args.work)
-    parts = {
-        'CIFAR-10': find_neurons(
-            mm,
-            cifar(args.corpus, 'train', args.n),
-            work / 'cifar',
-            confirm=cifar(args.corpus, 'cifar_test', 50),
-        )
-    }
-    if args.drawn:
+
+    def over_cifar():
+        data, other = cifar(args.corpus, 'train', args.n), cifar(args.corpus, 'cifar_test', 50)
+        return find_neurons(mm, data, work / 'cifar', confirm=other)
+
+    def over_corpus():
         data = drawn_concepts(args.corpus, args.drawn)
-        parts['corpus'] = find_neurons(mm, data, work / 'corpus', group=cutout, effects=4)
+        return find_neurons(mm, data, work / 'corpus', group=cutout, effects=4)
+
+    parts = {'CIFAR-10': made_once(work / 'cifar.json', over_cifar)}
+    if args.drawn:
+        parts['corpus'] = made_once(work / 'corpus.json', over_corpus)
     found = Catalogue.joined(parts)
     write(args, 'counts', found.counts, mm)
     found.counts = found.counts.query('layer == -1')
