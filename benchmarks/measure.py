@@ -394,16 +394,13 @@ def run_agreement(args, mm):
 
 
 def run_layers(args, mm):
-    "Fig. S.4: distinct neurons among the top 100 of all images, by layer, all and interpretable; and those that fit the nouns of most images"
+    "Fig. S.4: distinct neurons among the top 100 of all images, by layer, all and interpretable"
     table, key = decoded_neurons(args, mm), ['layer', 'unit', 'sign']
 
     def measure(ex):
         a = attribute(mm, ex.image, image_id=ex.image_id, **PAPER)
         top = top_neurons(a, 100).merge(table, on=key)
-        top = top.assign(words=top.tokens.str.join(', '))
-        return top.assign(noun=ex.nouns[0], fits=fits_of(top, ex.nouns[0]))[
-            ['image_id', 'noun', *key, 'interpretable', 'fits', 'words']
-        ]
+        return top[['image_id', *key, 'interpretable']]
 
     raw = resumed(args, f'layers-{args.model}', measure, args.work)
     different = (
@@ -419,18 +416,6 @@ def run_layers(args, mm):
         .reset_index()
     )
     different.to_csv(Path(args.out) / f'layers-{args.model}.csv', index=False, float_format='%.4g')
-    seeing = (
-        raw[raw.interpretable & raw.fits]
-        .groupby([*key, 'words'])
-        .agg(
-            pictures=('image_id', 'nunique'), nouns=('noun', lambda n: ', '.join(dict.fromkeys(n)))
-        )
-        .reset_index()
-    )
-    in_all = raw.groupby(key).image_id.nunique().rename('in_top_100_of').reset_index()
-    seeing.merge(in_all, on=key).sort_values(
-        ['pictures', 'in_top_100_of'], ascending=[False, True]
-    ).head(25).to_csv(Path(args.out) / f'seeing-{args.model}.csv', index=False)
 
 
 SPLITS = dict(cifar_test=1000, test=400, test_source=120, test_concept=120)
@@ -873,7 +858,7 @@ def run_overlap(args, mm):
                     grid.abs().amax(1, keepdim=True).clamp(1e-9)
                 )  # so that no neuron with large activations dominates the mean
                 for of, g in dict(
-                    unit=grid,
+                    single=grid,
                     **({} if len(grid) == 1 else dict(mean=(grid / scale).mean(0, keepdim=True))),
                 ).items():
                     rows.append(

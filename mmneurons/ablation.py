@@ -94,7 +94,7 @@ def paper_ks(
 def default_ks(
     mm: MultimodalLM,  # the model
 ) -> tuple[int, ...]:  # numbers of neurons
-    "0, 1, 5, 10 and 25, then the paper's steps beyond: where a noun is carried is decided by few neurons"
+    "0, 1, 5, 10 and 25, because few neurons decide a noun, then the paper's larger steps"
     return 0, 1, 5, 10, 25, *(k for k in paper_ks(mm) if k > 25)
 
 # %% ../nbs/05_ablation.ipynb #fc074d50

@@ -27,6 +27,7 @@ from mmneurons.manual import (
     PAPER,
     PAPER_EXAMPLES,
     SWEEP,
+    FIND_EXAMPLES,
     SWEEP_DATA,
     SWEEP_EXAMPLES,
     TRAIN,
@@ -353,9 +354,11 @@ def run_find(
     catalogue = find_neurons(load(args), data, args.out)
     file = Path(args.out) / 'catalogue.json'
     catalogue.save(file)
-    tqdm.write(
-        f'{file}: {len(catalogue.rows)} neurons that fire for a concept and promote its words'
-    )
+    for row in catalogue.counts.query('layer == -1 and stage == "confirmed"').itertuples():
+        tqdm.write(
+            f'{file}: {row.found} rows (neuron and concept) with an AUC of {row.auc} or more at the '
+            f'{row.place} position, where chance gives {row.expected:.1f} (p = {row.p:.2g})'
+        )
     return 0
 
 
@@ -424,7 +427,8 @@ command prints
     raised it most, with score, patch (row,column from 0 at the top left) and
     the tokens they promote;
   - the probability and the caption with 25 of them at their usual activation,
-    with 25 of another noun, and with 25 random ones of the same layers;
+    with 25 of a wrong word, scored in the same image, and with 25 random ones
+    of the same layers;
   - the neurons that mean the noun: those that promote its words and are
     unusually active in this image, whether they carried it or not.
 It writes the same, with each neuron's heatmap, to one HTML page.
@@ -451,7 +455,8 @@ output:
 STATUS = """
 exit status:
   0    everything was done
-  1    something could not be read or written, or differs; the rest was done
+  1    something could not be read or written, or differs; where a command has
+       several items, the others were done
   2    wrong usage, or the model could not be loaded
   3    stopped by a fault of the program or the machine; the traceback is shown,
        or is in the log of the run
@@ -514,7 +519,11 @@ def add_command(
         prog=f'mmneurons {name}',
         help=brief,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        **{'description': f'{brief.capitalize()}.', 'epilog': STATUS + ENVIRONMENT, **manual},
+        **{
+            'description': f'{brief[0].upper()}{brief[1:]}.',
+            'epilog': STATUS + ENVIRONMENT,
+            **manual,
+        },
     )
     p.add_argument('--debug', action='store_true', help='show the traceback of an error')
     p.set_defaults(run=run, parser=p)
@@ -726,7 +735,7 @@ def sweep_command(
         '--ks',
         type=whole_numbers,
         metavar='LIST',
-        help='numbers of neurons to ablate (default: 0,1,5,10,25,50,...,6400)',
+        help='numbers of neurons to ablate (default: 0,1,5,10,25 and the proportions of the paper, to 1.4 %%)',
     )
     p.add_argument(
         '--draws',
@@ -801,7 +810,7 @@ def find_command(
         'find',
         run_find,
         'find the neurons that are selective for a concept and promote its words: FOLDER/catalogue.json',
-        epilog=SWEEP_DATA + STATUS + ENVIRONMENT,
+        epilog=SWEEP_DATA + FIND_EXAMPLES + STATUS + ENVIRONMENT,
     )
     p.add_argument('--data', required=True, metavar='SOURCE', help='labelled images (see below)')
     p.add_argument('--out', required=True, metavar='FOLDER', help='of the run, made where missing')

@@ -8,7 +8,7 @@ __all__ = ['VOC', 'SOURCES', 'Late', 'Example', 'Reader', 'read_text', 'read_jso
            'voc', 'class_folders', 'cc3m', 'webdataset', 'hf', 'corpus', 'open_data']
 
 # %% ../nbs/00c_data.ipynb #1b645389
-import csv, html, io, json, os, re, tarfile, zlib
+import csv, html, inspect, io, json, os, re, tarfile, zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -846,7 +846,10 @@ def open_data(
     try:
         data = SOURCES[kind](where, **options)
     except TypeError as e:
-        raise ValueError(f'{spec}: {str(e).partition(" ")[2]}') from None
+        known = ', '.join([*inspect.signature(SOURCES[kind]).parameters][1:]) or 'none'
+        raise ValueError(
+            f'{spec}: {str(e).partition(" ")[2]}; the options of {kind} are: {known}'
+        ) from None
     return data if split is None or kind == 'corpus' else _set_apart(data, split)
 
 # %% ../nbs/00c_data.ipynb #1f1362eb

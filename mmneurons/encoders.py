@@ -37,7 +37,7 @@ class EncoderSpec:
     source: str = 'timm'  # key of `SOURCES`: 'timm', 'transformers', 'open_clip'
     pretrained: str | None = None  # weights from the source's hub: a tag, or a revision
     resample: str = 'bicubic'  # how images are squashed: 'bicubic' or 'bilinear'
-    within: int | None = None  # result of the localisation test, patches aside; None: not run yet
+    within: int | None = None  # result of the localisation test, in patches off; None: not run yet
 
 # %% ../nbs/006_encoders.ipynb #0ade7c2c
 _BEIT_L = dict(
@@ -321,7 +321,7 @@ class Encoder(nn.Module):
     def localised(
         self,
         weights: bool,  # whether this encoder was built with trained ones, where there are any
-    ) -> int:  # patches aside
+    ) -> int:  # patches off
         "The result of the localisation test, on random weights: where patches go is not trained"
         if not (weights and (self.spec.pretrained or self.spec.file)):
             return localise(self)
@@ -383,7 +383,7 @@ def _changes(encoder, n, seed):
 
 def check_encoder(
     encoder,  # an `Encoder`, or another module with its `pixels`, `grid`, `layout` and `spec`
-    within: int = 0,  # how many patches aside is right: 0 for transformers, 1 for deep convolutions
+    within: int = 0,  # how many patches off are allowed: 0 for transformers, 1 for deep convolutions
     n: int = 4,  # patterns of noise, averaged
     seed: int = 0,  # of the patterns
 ) -> list[tuple]:  # (changed, found), both (row, column), wherever they differ: empty is right
@@ -404,7 +404,7 @@ def _unseen(encoder):
 
 def localise(
     encoder: Encoder,  # any
-) -> int:  # 0, or 1: patches aside
+) -> int:  # 0, or 1: patches off
     "How precisely an encoder keeps its patches at their places, or an error where it does not"
     name, (h, w) = encoder.spec.name, encoder.spec.image_size
     wrong = check_encoder(encoder, n=2)

@@ -200,9 +200,7 @@ def as_image(
     "The image that `open_image` would give for the same image in a file"
     if isinstance(image, (str, os.PathLike, bytes)):
         said = repr(image) if isinstance(image, str) else type(image).__name__
-        raise TypeError(
-            f'an image is expected, not {said}: open it with mmneurons.images.open_image'
-        )
+        raise TypeError(f'an image is expected, not {said}: open it with mn.open_image({said})')
     if not isinstance(image, Image.Image) and not hasattr(image, '__array__'):
         raise TypeError(
             f'an image is a Pillow image, a NumPy array or a tensor, not {type(image).__name__}'

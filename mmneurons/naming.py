@@ -63,12 +63,12 @@ def degenerate(
 def name_images(
     mm,  # a MultimodalLM
     dataset,  # sequence of `Example`, each with a noun
-    batch: int = 16,  # images captioned at a time
+    batch_size: int = 16,  # images captioned at a time
 ) -> pd.DataFrame:  # image_id, noun, caption, said, same, match, broader, degenerate
     "Caption every image, and compare the first noun of the caption with what the image shows"
     rows = []
-    for i in tqdm(range(0, len(dataset), batch), desc='captions', disable=len(dataset) <= batch):
-        examples = [dataset[j] for j in range(i, min(i + batch, len(dataset)))]
+    for i in tqdm(range(0, len(dataset), batch_size), desc='captions', disable=None):
+        examples = [dataset[j] for j in range(i, min(i + batch_size, len(dataset)))]
         for ex, text in zip(examples, mm.captions([ex.image for ex in examples])):
             rows.append(judged(ex.image_id, ex.nouns[0], text))
     return pd.DataFrame(rows)

@@ -15,7 +15,7 @@ KEY = ['layer', 'unit', 'sign']
 def neuron_name(
     layer: int,  # counted from 0
     unit: int,  # counted from 0
-    sign: int,  # of its activation, 1 or -1
+    sign: int,  # the direction that counts, 1 or -1
 ) -> str:
     "How a neuron is written: layer, unit, and the sign of its activation"
     return f'L{layer}.u{unit}({"+" if sign > 0 else "−"})'

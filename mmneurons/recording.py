@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PLACES', 'image_activations', 'named_concepts', 'opened_examples', 'activation_row', 'ActivationRun',
-           'in_second_half', 'Recording', 'check_recorded', 'record_activations']
+           'in_second_half', 'Recording', 'check_recorded', 'check_named', 'record_activations']
 
 # %% ../nbs/01c_recording.ipynb #d15ee3e8
 import json, zlib
+from itertools import islice
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -250,6 +251,20 @@ def check_recorded(
                 f'{row.concepts}, {row.group!r}); give the same functions, or another folder'
             )
 
+# %% ../nbs/01c_recording.ipynb #830f31f8
+def check_named(
+    data: Reader,  # images, of which the first are opened
+    by,  # as in `named_concepts`
+    n: int = 20,  # images
+):
+    "An error, before anything is recorded, where no image has a name"
+    first = [*islice(opened_examples(data, range(min(n, len(data))), by, lambda *_: None), n)]
+    if first and not any(named_concepts(ex, by) for ex in first):
+        raise ValueError(
+            f'the first {len(first)} images have no {by}: use folders:FOLDER, with a folder for '
+            'each class, or folder:FOLDER,captions=CSV'
+        )
+
 # %% ../nbs/01c_recording.ipynb #cece8f0e
 def record_activations(
     mm: MultimodalLM,  # the model
@@ -260,6 +275,8 @@ def record_activations(
     "Record the images that are not recorded yet, and give all of them"
     runs = [ActivationRun(mm, data, Path(folder) / name, **how) for name, data in parts.items()]
     for run in runs:
+        if not callable(run.by):
+            check_named(run.data, run.by)
         run.record()
         check_recorded(run)
     return Recording(runs)

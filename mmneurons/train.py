@@ -51,12 +51,8 @@ class TrainConfig:
     prompt: str = 'A picture of'  # text between image and caption
     feature_dropout: float = 0.0  # probability that a channel is hidden, in all patches
     dropout: float = 0.0  # probability that a number of an image vector is hidden from the language model in a step
-    noise: float = (
-        0.0  # added to the image vectors in a step: its spread, in spreads of the word embeddings
-    )
-    short: float = (
-        0.0  # weight of the penalty on image vectors that are longer than word embeddings
-    )
+    noise: float = 0.0  # spread of the noise on image vectors, in spreads of word embeddings
+    short: float = 0.0  # weight of the penalty on image vectors longer than word embeddings
     vocab: str = 'full'  # tokens in three steps of four: 'full' or 'captions'
     seed: int = 0  # of initial weights, data order and shown patches
     val_every: int = 625  # steps between validations

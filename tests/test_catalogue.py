@@ -13,7 +13,7 @@ from mmneurons.catalogue import (
     count_table,
     evidence_rows,
     find_neurons,
-    firing,
+    concept_aucs,
     meaning_neurons,
     with_sign,
 )
@@ -89,7 +89,7 @@ def test_auc_is_that_of_scikit_learn_up_to_the_ties_of_rounding(mm, tmp_path):
         [image_activations(mm, mm.soft_prompt([ex.image])) for ex in squares()]
     ).numpy()
     rounded = seen.layer(1)
-    found = firing(rounded, own, second)
+    found = concept_aucs(rounded, own, second)
     for unit in range(0, mm.n_units, 7):
         for c in range(2):
             for half, aucs in ((~second, found[0]), (second, found[1])):
@@ -117,7 +117,9 @@ def test_a_planted_neuron_is_found_and_what_promotes_another_word_is_not(tmp_pat
     mm, data = tiny_model('gemma3_text'), squares()
     seen = recording(mm, data, tmp_path / 'before')
     own, second = seen.own(['dog']), seen.images.second.to_numpy()
-    evidence = [with_sign(firing(seen.layer(0), own, second), sign)[..., 0] for sign in (1, -1)]
+    evidence = [
+        with_sign(concept_aucs(seen.layer(0), own, second), sign)[..., 0] for sign in (1, -1)
+    ]
     good = [np.where(mean > 0, np.minimum(a, b), 0) for a, b, mean in evidence]
     sign, unit = np.unravel_index(np.argmax(good), (2, mm.n_units))
     assert good[sign][unit] > 0.9, 'no neuron of the tiny model fires for a colour'

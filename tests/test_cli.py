@@ -181,7 +181,7 @@ def test_json_and_one_page_for_all(tmp_path):
         scores = [n['score'] for n in found['carried']]
         assert scores == sorted(scores, reverse=True)
         points = [('nothing', 0)]
-        points += [(arm, n) for arm in ('top', 'another noun', 'random') for n in (1, 5, 10, 25)]
+        points += [(arm, n) for arm in ('top', 'wrong word', 'random') for n in (1, 5, 10, 25)]
         assert [(arm['arm'], arm['n_ablated']) for arm in found['ablation']] == points
     page = Page(tmp_path / 'all.html')
     assert (
