@@ -5,6 +5,7 @@
     python benchmarks/multimodal.py styles --corpus data/corpus    whether those of photographs fire for drawings and 3d images
     python benchmarks/multimodal.py meaning --corpus data/corpus   whether an image's word is found among its active neurons
     python benchmarks/multimodal.py carrying --corpus data/corpus  whether those active neurons also carried the word
+    python benchmarks/multimodal.py shown --corpus data/corpus     the gallery's images for the atlas of the asset, with maps
     python benchmarks/multimodal.py all --corpus data/corpus       all of it, in this order
 
 The tables go to nbs/data (--out), what is large to data/catalogue (--work).
@@ -12,6 +13,7 @@ The tables go to nbs/data (--out), what is large to data/catalogue (--work).
 
 import argparse
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
@@ -21,6 +23,7 @@ from tqdm import tqdm
 
 from mmneurons.activations import Baseline, default_baseline
 from mmneurons.attribution import attribute
+from mmneurons.atlas import save_shown, shown_images
 from mmneurons.catalogue import (
     Catalogue,
     active_rows,
@@ -30,13 +33,13 @@ from mmneurons.catalogue import (
     with_baseline,
     with_tokens,
 )
-from mmneurons.data import Reader, corpus
+from mmneurons.data import Reader, corpus, gallery
 from mmneurons.hooks import hook_neurons
 from mmneurons.model import MultimodalLM
 from mmneurons.neurons import KEY, random_neurons
 from mmneurons.pairs import projection_hash
 from mmneurons.promotion import concept_words
-from mmneurons.recording import ActivationRun, Recording, image_activations
+from mmneurons.recording import ActivationRun, Recording, image_activations, record_activations
 from mmneurons.stats import roc_auc
 from mmneurons.studies.beyond import written_word
 from mmneurons.text import first_noun
@@ -44,6 +47,10 @@ from mmneurons.wordnet import names_match, related_words
 
 ROOT = Path(__file__).resolve().parents[1]
 ASSET = ROOT / 'mmneurons' / 'assets' / 'pocket-catalogue.json'
+GALLERY = (
+    'the gallery, which had no part in finding the neurons (licences: '
+    'https://github.com/mmneurons/mmneurons/blob/main/mmneurons/assets/gallery/LICENSES.md)'
+)
 
 
 def cutout(ex):
@@ -246,6 +253,16 @@ def run_meaning(args, mm):
     write(args, 'meaning', pd.read_csv(work), mm)
 
 
+def run_shown(args, mm):
+    "The images of the gallery on which each neuron of the asset is most active: CIFAR-10's may not be shown"
+    rows = Catalogue.load(ASSET).check(mm).rows
+    with TemporaryDirectory() as folder:
+        recording = record_activations(mm, dict(images=gallery()), folder)
+        save_shown(
+            shown_images(mm, rows, recording, GALLERY), Path(args.out) / 'pocket-shown.parquet'
+        )
+
+
 def run_carrying(args, mm):
     "Held-out test images named right: the rank by contrast of the neurons that mean the noun, and of random ones"
     work, baseline = Path(args.work) / 'carrying.csv', domain_baseline(args, mm)
@@ -277,7 +294,7 @@ def run_carrying(args, mm):
 
 
 def run_all(args, mm):
-    for step in (run_find, run_words, run_styles, run_meaning, run_carrying):
+    for step in (run_find, run_words, run_styles, run_meaning, run_carrying, run_shown):
         step(args, mm)
 
 

@@ -346,19 +346,26 @@ def run_find(
     args,  # of `mmneurons find`
 ) -> int:  # exit status
     "`mmneurons find`: find the neurons that fire for a concept and promote its words"
+    from mmneurons.atlas import save_shown, shown_images
     from mmneurons.catalogue import find_neurons
     from mmneurons.data import open_data
+    from mmneurons.recording import record_activations
 
-    data = open_data(args.data)[: args.limit]
-    Path(args.out).mkdir(parents=True, exist_ok=True)
-    catalogue = find_neurons(load(args), data, args.out)
-    file = Path(args.out) / 'catalogue.json'
+    data, out = open_data(args.data)[: args.limit], Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    mm, file = load(args), out / 'catalogue.json'
+    catalogue = find_neurons(mm, data, out)
     catalogue.save(file)
+    recording = record_activations(mm, dict(images=data), out)  # all is there already
+    baseline = recording.baseline(mm) if len(catalogue.rows) else None
+    shown = shown_images(mm, catalogue.rows, recording, args.data, baseline)
+    save_shown(shown, out / 'shown.parquet')
     for row in catalogue.counts.query('layer == -1 and stage == "confirmed"').itertuples():
         tqdm.write(
             f'{file}: {row.found} rows (neuron and concept) with an AUC of {row.auc} or more at the '
             f'{row.place} position, where chance gives {row.expected:.1f} (p = {row.p:.2g})'
         )
+    tqdm.write(f'pages: mmneurons atlas {out}')
     return 0
 
 
@@ -789,11 +796,12 @@ def run_commands(
         commands,
         'atlas',
         run_atlas,
-        'make pages to browse the neurons of a run (its tasks attribute and decode; masks for heatmaps)',
+        'make pages to browse the neurons that mmneurons find has found, or those of a sweep',
         epilog=STATUS,
     )
     for name, p in dict(paper=paper, atlas=atlas).items():
-        p.add_argument('run_folder', metavar='RUN', help='the folder of a run of mmneurons sweep')
+        made = 'sweep' if name == 'paper' else 'find or sweep'
+        p.add_argument('run_folder', metavar='RUN', help=f'the folder of a run of mmneurons {made}')
         p.add_argument(
             '--out',
             metavar='FOLDER',

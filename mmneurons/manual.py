@@ -87,7 +87,7 @@ sources of images:
 SWEEP_EXAMPLES = """
 examples:
   mmneurons sweep --data gallery --out run --ks 0,10,50,200
-  mmneurons atlas run                  pages to browse what it found
+  mmneurons atlas run                  pages to browse its neurons
   mmneurons sweep --data coco:coco --limit 32 --out trial    what will it cost?
   mmneurons sweep --data coco:coco --model limber-beit --pool 0 --out run
 

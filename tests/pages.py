@@ -1,12 +1,14 @@
 """Makes the documentation site in `_docs`: `python tests/pages.py`, which needs Quarto (https://quarto.org).
 
 `nbdev_docs` would run each cell that imports something, without the cells before it on which it builds. Here no cell is
-run: the chapters' outputs are saved, and only the documentation of what they export is made afresh."""
+run: the chapters' outputs are saved, and only the documentation of what they export is made afresh. The atlas of the
+catalogue that ships is made too, in the folder `pocket-atlas`."""
 
 import ast, inspect, os, re, shutil, subprocess, sys
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
+import pandas as pd
 from execnb.nbio import read_nb, write_nb
 from fastcore.xtras import dict2obj
 from nbdev.doclinks import NbdevLookup
@@ -21,6 +23,8 @@ from nbdev.processors import (
     rm_export,
 )
 from nbdev.showdoc import show_doc
+from mmneurons.atlas import catalogue_atlas
+from mmneurons.catalogue import Catalogue
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -153,6 +157,13 @@ def process(folder, nbs=ROOT / 'nbs'):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*.ipynb'))
 
 
+def pocket_atlas(folder):
+    "Write the atlas of the catalogue that ships, on images of the gallery, into a folder of the site; its list"
+    catalogue = Catalogue.load(ROOT / 'mmneurons' / 'assets' / 'pocket-catalogue.json')
+    shown = pd.read_parquet(ROOT / 'nbs' / 'data' / 'pocket-shown.parquet')
+    return catalogue_atlas(catalogue, shown, folder / 'pocket-atlas')
+
+
 if __name__ == '__main__':
     if not shutil.which('quarto'):
         sys.exit('The site is rendered by Quarto: install it from https://quarto.org')
@@ -163,3 +174,4 @@ if __name__ == '__main__':
     process(made)
     subprocess.run(['quarto', 'render', '--no-cache'], cwd=made, check=True)
     shutil.move(made / '_docs', site)
+    pocket_atlas(site)

@@ -6,6 +6,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from mmneurons.activations import Baseline
+from mmneurons.atlas import atlas, save_shown, shown_images
 from mmneurons.catalogue import (
     PROMOTES,
     Catalogue,
@@ -23,7 +24,7 @@ from mmneurons.images import ImageError
 from mmneurons.families import output_vectors, readout
 from mmneurons.model import tiny_model
 from mmneurons.promotion import concept_words, vocabulary_moments, word_scores
-from mmneurons.recording import ActivationRun, Recording, image_activations
+from mmneurons.recording import ActivationRun, Recording, image_activations, record_activations
 
 COLOURS = dict(dog=(210, 40, 40), cat=(40, 210, 40), horse=(40, 40, 210))
 
@@ -261,3 +262,28 @@ def test_concepts_come_from_nouns_or_masks_or_a_function(mm):
     assert found.about['concepts'] == ['cat', 'dog']
     with pytest.raises(ValueError, match="'nouns', 'masks' or a function"):
         ActivationRun(mm, squares(), 'nowhere', by='labels').record()
+
+
+def test_the_atlas_of_a_run_shows_its_own_images_or_says_what_is_missing(mm, tmp_path):
+    "Pages of a tiny model's catalogue; without rows, the list alone; of an unfinished run, an error"
+    data = squares()
+    found = find_neurons(mm, data, tmp_path, effects=0, permutations=500)
+    found.save(tmp_path / 'catalogue.json')
+    with pytest.raises(FileNotFoundError, match='no finished run'):
+        atlas(tmp_path)
+    seen = record_activations(mm, dict(images=data), tmp_path)
+    baseline = seen.baseline(mm)
+    row = dict(layer=0, unit=3, sign=1, concept='dog', word='dog', auc=0.9, auc_confirmed=0.9)
+    row |= dict(z=4.0, fdr=0.1, english=['dog'], other=[], tokens=['dog'])
+    two = pd.DataFrame([row | dict(place='image'), row | dict(place='predicting', sign=-1)])
+    for rows in (two, found.rows.iloc[:0]):
+        Catalogue(rows, found.counts, found.about).save(tmp_path / 'catalogue.json')
+        shown = shown_images(mm, rows, seen, 'squares', baseline, k=1)
+        save_shown(shown, tmp_path / 'shown.parquet')
+        index = atlas(tmp_path, tmp_path / f'atlas-{len(rows)}')
+        assert len([*index.parent.glob('L*.html')]) == len(shown) == len(rows)
+        assert 'permuted words give' in index.read_text('utf-8')
+        for row, place in zip(rows.itertuples(), rows.place):
+            highest = (seen.layer(0, place)[3] * row.sign).argmax()
+            best = shown[shown.place == place].image_id.tolist()
+            assert best == [seen.images.image_id[highest]]

@@ -2,9 +2,10 @@
 
 import re
 from pathlib import Path
-import pytest
+import pandas as pd, pytest
 from mmneurons.activations import Baseline
-from mmneurons.atlas import atlas
+from mmneurons.atlas import atlas, catalogue_atlas
+from mmneurons.catalogue import Catalogue
 from mmneurons.data import gallery
 from mmneurons.model import tiny_model
 from mmneurons.report import elsewhere, html_page, look
@@ -144,43 +145,79 @@ def test_without_scripts_everything_is_there(browser, file):
     )
 
 
-def test_the_atlas_sorts_finds_and_opens(browser, tmp_path):
-    index = atlas(Path(__file__).parents[1] / 'nbs' / 'data' / 'run-held-out', tmp_path, n=100)
+NBS = Path(__file__).parents[1] / 'nbs'
+
+
+def pocket_atlas(out):
+    catalogue = Catalogue.load(NBS.parent / 'mmneurons' / 'assets' / 'pocket-catalogue.json')
+    return catalogue_atlas(catalogue, pd.read_parquet(NBS / 'data' / 'pocket-shown.parquet'), out)
+
+
+def swept_atlas(out):
+    return atlas(NBS / 'data' / 'run-held-out', out)
+
+
+@pytest.mark.parametrize(
+    'make, columns, once, some',
+    [
+        (pocket_atlas, ['layer', 'concept', 'position', 'AUC', 'z', 'FDR'], 'livestock', 'car'),
+        (swept_atlas, ['layer', 'images', 'category'], 'photographs', 'seagull'),
+    ],
+    ids=['catalogue', 'sweep'],
+)
+def test_the_atlas_sorts_finds_and_opens(browser, tmp_path, make, columns, once, some):
     page, said, fetched = browser.new_page(viewport=dict(width=390, height=844)), [], []
     page.on('console', lambda m: said.append(m.text))
     page.on('request', lambda r: fetched.append(r.url))
-    page.goto(index.as_uri())
-    for at, name in ((1, 'layer'), (3, 'tokens'), (4, 'category')):
-        button = page.get_by_role('button', name=name)
+    page.goto(make(tmp_path).as_uri())
+    rows, heads = page.locator('tbody tr'), page.locator('thead th')
+    first = 'FDR' if 'FDR' in columns else 'images'
+    assert heads.nth(columns.index(first) + 1).get_attribute('aria-sort')
+    for at, name in enumerate([*columns, 'tokens'], 1):
+        button = heads.nth(at).get_by_role('button', name=name)
         for order in ('ascending', 'descending'):
             button.focus(), page.keyboard.press('Enter')
             assert (
-                page.locator('thead th').nth(at).get_attribute('aria-sort') == order
+                heads.nth(at).get_attribute('aria-sort') == order
                 and order in page.locator('output').inner_text()
             )
-            if name == 'layer':
-                layers = [
-                    int(td) for td in page.locator('tbody td:nth-of-type(1)').all_text_contents()
-                ]
-                assert layers == sorted(layers, reverse=order == 'descending')
-    find, visible = page.get_by_role('searchbox', name='Find'), page.locator('tbody tr:visible')
-    find.fill('photographs')  # not among the five tokens of the row
-    assert (
-        visible.count() == 1
-        and page.locator('output').inner_text() == '1 neuron'
-        and 'photographs' not in visible.inner_text()
-    )
-    find.fill('seagull')
-    assert 0 < visible.count() < page.locator('tbody tr').count()
+            keys = [row.locator('td').nth(at - 1).get_attribute('data-key') for row in rows.all()]
+            if name in ('layer', 'images', 'AUC', 'z', 'FDR'):
+                keys = [float(key) for key in keys]
+                assert keys == sorted(keys, reverse=order == 'descending')
+    find, visible = page.get_by_role('combobox', name='Find'), page.locator('tbody tr:visible')
+    find.fill(once)
+    assert visible.count() == 1 and page.locator('output').inner_text() == '1 neuron'
+    find.fill(some)
+    assert 0 < visible.count() < rows.count()
     assert page.evaluate('document.documentElement.scrollWidth <= innerWidth')
+    name = page.locator('tbody a:visible').first.inner_text()
     page.locator('tbody a:visible').first.click()
-    assert (
-        page.locator('section:target .best img').first.evaluate(
-            'i => i.decode().then(() => i.naturalWidth)'
-        )
-        > 0
-    )
+    assert page.locator('h1').inner_text() == name
+    assert page.evaluate('document.documentElement.scrollWidth <= innerWidth')
+    assert page.evaluate("getComputedStyle(document.querySelector('h1')).fontFamily").count('serif')
+    shown = page.locator('.best img').first
+    assert shown.evaluate('i => i.decode().then(() => i.naturalWidth)') > 0
+    assert page.locator('nav a').count() in (2, 3)
     page.go_back()
-    assert bool(find.input_value()) == (visible.count() < page.locator('tbody tr').count())
+    assert bool(find.input_value()) == (visible.count() < rows.count())
     assert not said and all(url.startswith(('file:', 'data:')) for url in fetched)
+    page.close()
+
+
+def test_a_page_says_how_much_is_chance(browser, tmp_path):
+    page = browser.new_page()
+    page.goto(pocket_atlas(tmp_path).as_uri())
+    assert 'permuted words give' in page.locator('main').inner_text()
+    assert 'sorted by evidence' in page.locator('main').inner_text()
+    while page.locator('[rel=next]').count() or page.locator('table').count():
+        page.locator('[rel=next], tbody a').first.click()
+        parts = page.locator('section[aria-labelledby^=part]')
+        for part in parts.all():
+            text = part.inner_text()
+            assert 'false discovery rate' in text and 'permuted words give' in text
+            assert 'AUC' in text and 'z-score' in text and 'log P(' in text
+        assert parts.count() and page.locator('.best img').count() >= 6
+        for of in page.locator('[aria-labelledby]').all():
+            assert page.locator(f'[id="{of.get_attribute("aria-labelledby")}"]').count() == 1
     page.close()

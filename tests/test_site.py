@@ -12,6 +12,8 @@ import pytest, yaml
 from nbdev.frontmatter import _nbpath2html
 from colab import begun, notebooks
 from mmneurons._modidx import d as modules
+from mmneurons.catalogue import Catalogue
+from mmneurons.neurons import KEY
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = sorted(path.stem for path in (ROOT / 'nbs').glob('*.ipynb'))
@@ -19,6 +21,7 @@ needs_pandoc = pytest.mark.skipif(
     not shutil.which('pandoc'), reason='pages are rendered by pandoc: apt install pandoc'
 )
 
+ATLAS = 'pocket-atlas'  # a folder of the site
 SITE, HERE = 'https://mmneurons.github.io/mmneurons/', 'http://site/'
 REPOSITORY = re.compile(r'https://github\.com/mmneurons/mmneurons/(?:blob|tree)/main/([^#?]*)')
 READER = 'ipynb+citations+fenced_divs+footnotes+header_attributes+implicit_figures+link_attributes-gfm_auto_identifiers'
@@ -225,7 +228,8 @@ def problems(name, seen, files, pages):
 def processed(tmp_path_factory):
     "The folder that Quarto renders"
     folder = tmp_path_factory.mktemp('site')
-    make = 'import pages, sys; from pathlib import Path; pages.process(Path(sys.argv[1]))'
+    make = 'import pages, sys; from pathlib import Path; folder = Path(sys.argv[1]); '
+    make += 'pages.process(folder); pages.pocket_atlas(folder)'
     path = f'import sys; sys.path[:0] = {[str(ROOT), str(ROOT / "tests")]}; '
     subprocess.run([sys.executable, '-c', path + make, folder], cwd=ROOT, check=True)
     return folder
@@ -233,10 +237,11 @@ def processed(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def site(processed, browser):
-    "What is wrong with each page, by the name of its notebook"
+    "What is wrong with each page, by the name of its notebook, and with each of the atlas, by the name of its file"
     made = {path.stem: render(path, processed) for path in sorted(processed.glob('*.ipynb'))}
     pages = {f'{stem}.ipynb': name for stem, (name, _) in made.items()}
-    seen = visit(browser, processed, pages.values())
+    made |= {path.name: (f'{ATLAS}/{path.name}', []) for path in processed.glob(f'{ATLAS}/*.html')}
+    seen = visit(browser, processed, [name for name, _ in made.values()])
     return {
         stem: warnings + problems(name, seen, processed, pages)
         for stem, (name, warnings) in made.items()
@@ -247,6 +252,16 @@ def site(processed, browser):
 @pytest.mark.parametrize('chapter', CHAPTERS)
 def test_a_page_has_no_fault(site, chapter):
     assert not site[chapter], '\n'.join(site[chapter])
+
+
+@needs_pandoc
+def test_the_atlas_on_the_site_is_whole_small_and_without_fault(site, processed):
+    "A page for each neuron of the catalogue that ships"
+    catalogue = Catalogue.load(ROOT / 'mmneurons' / 'assets' / 'pocket-catalogue.json')
+    faults = {name: faults for name, faults in site.items() if name.endswith('.html')}
+    assert len(faults) == 1 + len(catalogue.rows.drop_duplicates(KEY)) and not any(faults.values())
+    files = [path for path in (processed / ATLAS).rglob('*') if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 600_000
 
 
 GOOD = '<h1 id="here">Good</h1><p>A <a href="01_other.ipynb#there">link</a>, <a href="#here">another</a>.<img src="a.svg" alt="A square"></p>'
@@ -362,9 +377,8 @@ def test_nothing_stands_in_the_cell_of_the_title(chapter):
 
 def test_the_readme_links_to_pages_of_the_site():
     found = set(re.findall(rf'{SITE}([^)#]*)', (ROOT / 'README.md').read_text('utf-8')))
-    assert {'index.html', 'attribution.html'} & found and not found - {
-        _nbpath2html(Path(name)).name for name in CHAPTERS
-    }
+    pages = {_nbpath2html(Path(name)).name for name in CHAPTERS} | {f'{ATLAS}/index.html'}
+    assert {'index.html', 'attribution.html'} & found and not found - pages
 
 
 def test_what_a_chapter_exports_is_documented_on_its_page(processed):

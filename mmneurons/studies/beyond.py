@@ -68,7 +68,7 @@ def word_probabilities(
     return p.gather(1, tokens[:, None]).view(n, len(words)).cpu().numpy()
 
 # %% ../../nbs/07_beyond_objects.ipynb #8635c041
-RANKINGS = 'score', 'contrast', 'usual'
+RANKINGS = 'score', 'difference', 'usual'
 
 
 def neurons_for(
@@ -76,11 +76,11 @@ def neurons_for(
     other: Attribution,  # of another word of the same caption and image
     usual: torch.Tensor
     | None = None,  # for the ranking of that name: mean scores (layer, unit) of words of this kind for other images
-    ranking: str = 'contrast',  # one of `RANKINGS`
+    ranking: str = 'difference',  # one of `RANKINGS`
     k: int = 64,  # how many
 ) -> pd.DataFrame:  # as of `top_neurons`
     "The neurons of a word: by score, by how far it is above the other word's, or above what is usual"
-    against = dict(score=None, contrast=other.scores, usual=usual)
+    against = dict(score=None, difference=other.scores, usual=usual)
     return top_neurons(a, k, specific=against[ranking])
 
 # %% ../../nbs/07_beyond_objects.ipynb #74efb881
@@ -91,7 +91,7 @@ def dissociation(
     words: dict,  # kind → `Attribution`, of the same caption
     usual: dict,  # kind, or 'noun' → mean scores (layer, unit)
     ks=(16, 64),  # numbers of neurons
-    rankings=('contrast',),  # of `RANKINGS`
+    rankings=('difference',),  # of `RANKINGS`
     value='mean',  # as in `ablate`
     positions: str = 'image',  # as in `ablate`
 ) -> pd.DataFrame:  # kind, word, ranking, k, p_word, p_noun, and what is left of each: word_without_word, noun_without_word, ...
