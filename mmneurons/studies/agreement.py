@@ -19,10 +19,10 @@ from fastcore.basics import chunked
 from ..images import as_image
 from ..runs import needs
 
+# %% ../../nbs/03b_agreement.ipynb #661b08f5
+ACTIVATIONS = dict(gelu=False, quickgelu=True)  # name: whether it is QuickGELU
+
 # %% ../../nbs/03b_agreement.ipynb #661b08f6
-ACTIVATIONS = dict(gelu=False, quickgelu=True)
-
-
 def clip_name(
     name: str,  # such as ViT-B-32,openai
 ) -> tuple[str, str, str]:  # architecture, weights, activation function; '' for what is not named
