@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['NEEDS', 'PUBLISHED_1', 'PUBLISHED_2', 'ARMS', 'PUBLISHED_3', 'PUBLISHED_UNITS', 'PUBLISHED_IOU', 'PUBLISHED_S3',
-           'EXHIBITS', 'STYLE', 'TABLES', 'Run', 'Exhibit', 'mean_interval', 'exhibit', 'table_1', 'table_2',
-           'distances', 'figure_3', 'best_of_each', 'random_images', 'published_tokens', 'neuron_table', 'table_s1',
-           'table_s2', 'small_copy', 'maps_of', 'with_heat', 'heat_over', 'panels', 'plain', 'label', 'figure_2',
-           'figure_4', 'overlap_by_category', 'draw_categories', 'figure_5', 'best_covered', 'figure_s1',
+           'EXHIBITS', 'STYLE', 'TABLES', 'A100', 'SHARES', 'Run', 'Exhibit', 'mean_interval', 'exhibit', 'table_1',
+           'table_2', 'distances', 'figure_3', 'best_of_each', 'random_images', 'published_tokens', 'neuron_table',
+           'table_s1', 'table_s2', 'small_copy', 'maps_of', 'with_heat', 'heat_over', 'panels', 'plain', 'label',
+           'figure_2', 'figure_4', 'overlap_by_category', 'draw_categories', 'figure_5', 'best_covered', 'figure_s1',
            'activation_matrix', 'figure_s2', 'figure_6', 'figure_s3', 'example_image', 'table_s3', 'by_layer',
-           'layer_summary', 'figure_s4', 'exhibits', 'page_html', 'paper', 'cost']
+           'layer_summary', 'figure_s4', 'exhibits', 'page_html', 'paper', 'cost', 'operations', 'tasks_of',
+           'expected_hours', 'in_words']
 
 # %% ../nbs/06a_paper.ipynb #1b645389
 import base64
@@ -199,12 +200,13 @@ def table_1(
     run: Run,  # with the task scores
 ) -> Exhibit:
     "Agreement of the best neuron's tokens with the image and its captions"
-    bert = run.about['config']['bert'] or 'not measured'
+    bert, clip = (run.about['config'][name] or 'not measured' for name in ('bert', 'clip'))
     return Exhibit(
         'Table 1',
         run.sentence(
             'The best score among the interpretable neurons of each image '
-            f'(BERTScore: {Path(bert).name}; the paper: its default encoder, 1000 images of COCO), for'
+            f'(BERTScore: {Path(bert).name}; CLIPScore: {Path(clip).name}; '
+            'the paper: its default encoder, 1000 images of COCO), for'
         ),
         _scores(run, 'Table 1', PUBLISHED_1),
     )
@@ -841,3 +843,66 @@ def cost(
         grown = size * (1 if once else images / n)
         rows.append(dict(task=task, seconds=seconds, hours=hours, gigabytes=grown))
     return pd.DataFrame(rows)
+
+# %% ../nbs/06a_paper.ipynb #1d513c0b
+def operations(
+    lm: float = 28 * 12 * 4096**2,  # weights of the language model's blocks
+    head: float = 4096 * 50258,  # weights of its head
+    neurons: int = 28 * 16384,  # that are decoded
+    encoder: float = 2 * 303e6 * 197,  # operations for an image
+    patches: int = 196,  # image positions
+    words: int = 10,  # of a caption
+    sets: int = 49,  # sets of neurons that are ablated
+    texts: int = 740,  # that are scored
+    single: float = 16,  # how much longer an operation takes in single precision
+) -> pd.DataFrame:  # index: task; columns image and once
+    "The operations of each task in half precision, for an image and once a run; by default of the paper's pair"
+    one = 2 * lm * (patches + 3) + 2 * head
+    caption = one + 2 * (lm + head) * words
+    clip, roberta = 2 * 12 * 12 * 512**2 * 77, 2 * 17 * 12 * 1024**2 * 25
+    seen = single * encoder
+    attribute = seen + caption + 2 * one
+    image = dict(
+        attribute=attribute,
+        decode=0.0,
+        masks=seen + one,
+        ablate=attribute + sets * (caption + one),
+        scores=seen + 2 * head * 3 * patches + single * texts * (clip + roberta),
+    )
+    return pd.DataFrame(dict(image=image, once=dict(decode=2.0 * neurons * head))).fillna(0.0)
+
+# %% ../nbs/06a_paper.ipynb #c6cost02
+A100 = 312e12  # operations a second in half precision, by its datasheet
+SHARES = 0.2, 0.5  # of that rate: assumed
+
+
+def tasks_of(
+    name: str,  # of a function that makes an exhibit
+) -> tuple[str, ...]:  # of `SweepConfig`
+    "The tasks that an exhibit needs"
+    table = NEEDS.get(name, 'decoding')
+    own = next(task for task, tables in TABLES.items() if table in tables)
+    return tuple(dict.fromkeys(['attribute', 'decode', own]))
+
+
+def expected_hours(
+    tasks: tuple[str, ...],  # of `SweepConfig`
+    images: int = 1000,  # of the run
+    rate: float = A100,  # of the device, operations a second
+    shares: tuple[float, float] = SHARES,  # of its rate: the lowest and the highest
+    work: pd.DataFrame | None = None,  # from `operations`; default: of the paper's pair
+) -> tuple[float, float]:  # the shortest and the longest
+    "How many hours the operations of some tasks take"
+    work = (operations() if work is None else work).loc[list(tasks)]
+    total = (images * work.image + work.once).sum()
+    low, high = shares
+    return total / (high * rate) / 3600, total / (low * rate) / 3600
+
+
+def in_words(
+    low: float,  # hours
+    high: float,  # hours
+) -> str:
+    "A range of time for a reader"
+    scale, unit = (60, 'min') if high < 1.5 else (1, 'h')
+    return f'{low * scale:.2g} to {high * scale:.2g} {unit}'

@@ -10,7 +10,7 @@ __all__ = ['SCHEMAS', 'TASKS', 'SCORES', 'VALUES', 'FORMAT', 'read_table', 'Swee
            'count_by_noun', 'most_counted', 'watch_neurons', 'fields', 'overlap_rows', 'split_rows', 'mask_tables',
            'masks_block', 'partners_of', 'ablated_values', 'arms_of', 'curve_of', 'ablate_block', 'bert_scorer',
            'with_bert', 'measures_of', 'related_scores', 'prompt_tokens', 'score_rows', 'tokens_of', 'scores_block',
-           'do_task', 'sweep']
+           'do_task', 'load_scorers', 'sweep']
 
 # %% ../nbs/06_sweep.ipynb #1b645389
 import io
@@ -159,7 +159,7 @@ class SweepConfig:
     seed: int = 0  # of all random neurons
     bert: str = ''  # encoder for BERTScore: a name on the hub, a folder, or minilm
     thumbnail: int = 128  # pixels of the longer side of the small copies for figures; 0: none
-    clip: str = ''  # architecture of open_clip for CLIPScore, with its weights: ViT-B-32,openai
+    clip: str = ''  # model of open_clip for CLIPScore with its weights, as `clip_settings` reads it
 
     def __post_init__(self):
         object.__setattr__(self, 'value', self.value or SCORES.get(self.score, ''))
@@ -827,7 +827,7 @@ def measures_of(
     if clip:
         from mmneurons.studies.agreement import clip_scores, load_clip
 
-        model = load_clip(*clip.split(','))
+        model = load_clip(clip)
         found['CLIPScore'] = lambda lists, ex: clip_scores(
             model, [ex.image] * len(lists), [' '.join(t) for t in lists]
         )
@@ -868,10 +868,10 @@ def score_rows(
 ) -> Iterator[dict]:  # rows of the table `scores`
     "How well tokens fit an image"
     own = {arm: t.tokens.tolist() for arm, t in neurons.items()}
-    said, nouns = re.findall(r'\w+', caption), list(ex.nouns[:5])
+    said, nouns = re.findall(r'\w+', caption), [list(ex.nouns[:5])] if ex.nouns else []
     both: dict[str, tuple[dict, Callable]] = {
         'Table 1': (own | {'caption': [said]}, np.max),
-        'Table 2': (prompt_tokens(run, ex, seed) | {'caption': [said], 'nouns': [nouns]}, np.mean),
+        'Table 2': (prompt_tokens(run, ex, seed) | {'caption': [said], 'nouns': nouns}, np.mean),
     }
     for exhibit, (arms, over) in both.items():
         for arm, lists in arms.items():
@@ -927,6 +927,16 @@ def do_task(
     work = works.get(task, scores_block)
     return run.run(task, partial(work, run), len(run.data), run.config.block)
 
+# %% ../nbs/06_sweep.ipynb #4bf7ddbd
+def load_scorers(
+    run: Sweep,  # the run
+):
+    "Load the models that score texts before anything is measured, so that a wrong name is found now"
+    wanted = dict(scores='measures', ablate='bert')
+    for task, attribute in wanted.items():
+        if task in run.config.tasks:
+            getattr(run, attribute)
+
 # %% ../nbs/06_sweep.ipynb #4bf7ddbc
 def sweep(
     mm: MultimodalLM,  # the model
@@ -938,6 +948,7 @@ def sweep(
 ) -> pd.DataFrame:  # the table `failures`
     "Run the tasks over a data set, or go on where they were stopped"
     run = Sweep(mm, data, folder, config, batch_size, about)
+    load_scorers(run)
     make_baseline(run)
     for task in TASKS:
         if task in config.tasks and not do_task(run, task):
