@@ -1,6 +1,7 @@
 """The pocket model's catalogue of multimodal neurons, and the tables that its chapter shows. A run that was stopped continues.
 
     python benchmarks/multimodal.py find --corpus data/corpus      the catalogue over CIFAR-10 and over the corpus: the asset
+    python benchmarks/multimodal.py unseen --corpus data/corpus    how many of the corpus's are confirmed on cut-outs never trained on
     python benchmarks/multimodal.py words --corpus data/corpus     whether the same neurons are active at the concept's words
     python benchmarks/multimodal.py styles --corpus data/corpus    whether those of photographs fire for drawings and 3d images
     python benchmarks/multimodal.py meaning --corpus data/corpus   whether an image's word is found among its active neurons
@@ -118,6 +119,22 @@ def run_find(args, mm):
     found.save(ASSET)
 
 
+def run_unseen(args, mm, least=5):
+    "The corpus's neurons, chosen on its training images and confirmed on cut-outs that no training saw"
+    data = drawn_concepts(args.corpus, args.drawn)
+    rows = [r for split in ('val', 'test', 'test_source') for r in corpus(args.corpus, split).rows]
+    counts = pd.Series([r['noun'] for r in rows]).value_counts()
+    known = {r['noun'] for r in data.rows} & set(counts[counts >= least].index)
+    other = Reader([r for r in rows if r['noun'] in known], data.load)
+    work = Path(args.work) / 'corpus'
+    found = find_neurons(mm, data, work, confirm=other, group=cutout, effects=0)
+    about = dict(concepts=len(found.about['concepts']), unseen=len(other))
+    write(args, 'unseen', found.counts.query('layer == -1').assign(**about), mm)
+    rows = found.rows.assign(english=found.rows.english.str[:8].str.join(', '))
+    kept = ['place', *KEY, 'concept', 'auc', 'auc_confirmed', 'z', 'fdr', 'english']
+    write(args, 'unseen-rows', rows[kept], mm)
+
+
 @torch.no_grad()
 def text_activations(mm, tokens, lead):
     "The activations (token, layer, unit) at single tokens that end a text, without an image"
@@ -198,7 +215,7 @@ def run_styles(args, mm):
 
 def asked_neurons(mm, nouns):
     "For each noun: its rows of the catalogue, and all neurons that promote it"
-    catalogue = Catalogue.load(ASSET).rows.query('data == "CIFAR-10"')
+    catalogue = Catalogue.load(ASSET).rows
     promoting = {
         noun: promoting_neurons(mm, noun)
         .query('layer < @mm.n_layers - 1')
@@ -215,7 +232,7 @@ def domain_baseline(args, mm):
     return Baseline.over(mm, images, 'CIFAR-10 training images')
 
 
-def unseen(args, work):
+def unmeasured(args, work):
     "Held-out test images that a table lacks, with the place of each in a fixed random order"
     data = cifar(args.corpus, 'cifar_test', 50, skip=50)
     done = set(pd.read_csv(work).image_id) if work.exists() else set()
@@ -227,7 +244,7 @@ def run_meaning(args, mm):
     "Held-out test images: is the noun among the tokens of the first three neurons, asked for it or for another?"
     work = Path(args.work) / 'meaning.csv'
     references = dict(domain=domain_baseline(args, mm), gallery=default_baseline(mm))
-    data, left = unseen(args, work)
+    data, left = unmeasured(args, work)
     nouns = sorted({row['noun'] for row in data.rows})
     arms = {
         (arm, reference): {noun: with_baseline(rows, baseline) for noun, rows in known.items()}
@@ -266,7 +283,7 @@ def run_shown(args, mm):
 def run_carrying(args, mm):
     "Held-out test images named right: the rank by contrast of the neurons that mean the noun, and of random ones"
     work, baseline = Path(args.work) / 'carrying.csv', domain_baseline(args, mm)
-    data, left = unseen(args, work)
+    data, left = unmeasured(args, work)
     nouns = sorted({row['noun'] for row in data.rows})
     arms = {
         arm: {noun: with_baseline(rows, baseline) for noun, rows in known.items()}
@@ -294,7 +311,7 @@ def run_carrying(args, mm):
 
 
 def run_all(args, mm):
-    for step in (run_find, run_words, run_styles, run_meaning, run_carrying, run_shown):
+    for step in (run_find, run_unseen, run_words, run_styles, run_meaning, run_carrying, run_shown):
         step(args, mm)
 
 
