@@ -1,20 +1,26 @@
-"""The figure on the first page: own against another noun's neurons, and one catalogued neuron for each concept.
+"""The figures on the first page: own neurons against the controls, and six neurons of the catalogue.
 
-    python benchmarks/teaser.py        nbs/images/teaser.png and neurons.png, from nbs/data/causes.csv and the catalogue that ships
+    python benchmarks/teaser.py --corpus data/corpus      nbs/images/teaser.png (from nbs/data/causes.csv) and neurons.png
 
-No neuron is picked by hand: each concept's row with the lowest false discovery rate is shown, with its first English
-tokens and the three images of the gallery on which it is most active. The gallery had no part in choosing it.
+No neuron is picked by hand: the six at the image positions with the lowest false discovery rates are shown, with their
+concepts, their first English tokens, and the three images on which each is most active. The images are all cut-outs that no
+training saw, on plain ground, under the MIT or Apache licence.
 """
 
+import argparse
+
 from pathlib import Path
+from textwrap import shorten
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import torch
+from tqdm import tqdm
 
 from mmneurons.catalogue import own_catalogue
-from mmneurons.data import gallery
+from mmneurons.data import corpus
 from mmneurons.model import MultimodalLM
-from mmneurons.neurons import neuron_name
+from mmneurons.neurons import KEY, neuron_name
 from mmneurons.recording import image_activations
 from mmneurons.stats import interval
 
@@ -25,6 +31,7 @@ ARMS = {
     'another noun': "another image's",
     'random': 'random',
 }
+UNSEEN = 'val', 'test', 'test_source', 'test_concept'
 COLOURS = '#3b6fb6', '#8c6bb1', '#d1762c', '#777777'
 
 
@@ -45,46 +52,63 @@ def draw_falls(ax, effects):
     ax.legend(frameon=False, fontsize=9)
 
 
-def first_rows(catalogue):
-    "The row with the lowest false discovery rate of each concept, at the image positions"
-    rows = catalogue.rows[catalogue.rows.place == 'image']
-    return rows.drop_duplicates('concept').drop_duplicates(['layer', 'unit', 'sign'])
+def first_neurons(catalogue, n=6):
+    "The neurons at the image positions with the lowest false discovery rates, each with all its concepts"
+    rows = catalogue.rows[catalogue.rows.place == 'image'].sort_values('fdr', kind='stable')
+    concepts = rows.groupby(KEY).concept.agg(lambda c: ', '.join(dict.fromkeys(c)))
+    return rows.drop_duplicates(KEY).head(n).join(concepts.rename('concepts'), on=KEY)
+
+
+def shown_images(folder):
+    "Cut-outs that no training saw, on plain ground, whose licence lets a page show them"
+    rows = [row for split in UNSEEN for row in corpus(folder, split).rows]
+    free = [r for r in rows if r['licence'] in ('MIT', 'Apache-2.0') and r['background'] == 'plain']
+    data = corpus(folder, UNSEEN[0])
+    return [data.load(row).image for row in free]
 
 
 def draw_neuron(fig, cells, row, images, strength):
-    "A neuron's name and tokens, and the images of the gallery on which it is most active"
+    "A neuron's name, concepts and tokens, and the images on which it is most active"
     text = fig.add_subplot(cells[0])
     text.axis('off')
-    name = (
-        f'{neuron_name(row.layer, row.unit, row.sign)}: {row.concept}, AUC {row.auc_confirmed:.2f}'
+    name = f'{neuron_name(row.layer, row.unit, row.sign)}: {row.concepts}'
+    text.text(0, 0.62, shorten(name, 44, placeholder=' …'), fontsize=9, weight='bold')
+    text.text(
+        0, 0.2, ', '.join(list(dict.fromkeys(w.lower() for w in row.english))[:4]), fontsize=9
     )
-    text.text(0, 0.62, name, fontsize=9, weight='bold')
-    text.text(0, 0.2, ', '.join(list(dict.fromkeys(row.english))[:4]), fontsize=9)
     for cell, n in zip(cells[1:], strength.argsort(descending=True)[:3].tolist()):
         ax = fig.add_subplot(cell)
         ax.imshow(images[n].resize((64, 64)))
         ax.axis('off')
 
 
-def draw_neurons(mm):
-    "One neuron of each concept of the catalogue, a line each"
-    images = [ex.image for ex in gallery()]
-    acts = image_activations(mm, mm.soft_prompt(images))[:, 0]
-    rows = first_rows(own_catalogue(mm))
+def draw_neurons(mm, folder):
+    "The first neurons of the catalogue, a line each"
+    images = shown_images(folder)
+    parts = [images[i : i + 8] for i in range(0, len(images), 8)]
+    acts = torch.cat([image_activations(mm, mm.soft_prompt(p))[:, 0] for p in tqdm(parts)])
+    rows = first_neurons(own_catalogue(mm))
     fig = plt.figure(figsize=(4.8, 3.3), layout='constrained')
     grid = fig.add_gridspec(len(rows), 4, width_ratios=[4, 0.9, 0.9, 0.9])
     for line, row in enumerate(rows.itertuples()):
         strength = acts[:, row.layer, row.unit] * row.sign
         draw_neuron(fig, [grid[line, n] for n in range(4)], row, images, strength)
+    print(f'{len(images)} images')
     return fig
 
 
 def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--corpus', required=True, help='made by: mmneurons corpus')
+    args = parser.parse_args()
     fig, ax = plt.subplots(figsize=(4.8, 3.3), layout='constrained')
     draw_falls(ax, pd.read_csv(ROOT / 'nbs' / 'data' / 'causes.csv'))
     folder = ROOT / 'nbs' / 'images'
     fig.savefig(folder / 'teaser.png', dpi=100)
-    draw_neurons(MultimodalLM.from_pretrained('pocket')).savefig(folder / 'neurons.png', dpi=100)
+    mm = MultimodalLM.from_pretrained('pocket')
+    draw_neurons(mm, args.corpus).savefig(folder / 'neurons.png', dpi=100)
 
 
 if __name__ == '__main__':
