@@ -4,15 +4,19 @@
     python benchmarks/rehearsal.py FOLDER --size small        half a minute: the same files, small
     python benchmarks/rehearsal.py FOLDER --size loading      only what loading takes, beside transformers' own way
 
+    python benchmarks/rehearsal.py FOLDER --reference 1 --images 1 --ks 0,6400      every step, on as few images as it can be
+
 It writes what a hub would give, in the layout of its cache: GPT-J as one `pytorch_model.bin` in half precision with the old
 buffers, BEiT with its masked-image head, a tokenizer like GPT-2's, and LiMBeR's `proj.ckpt`. Then it runs the commands on it, each
-in a process of its own, offline, and prints for each: seconds, the peak of its resident memory, its exit status. The last lines give
-this machine's rate in matrix products, and the share of it that the attribution reached.
+in a process of its own, offline, and says for each: seconds, seconds of the processor (which other programs on the same cores do
+not change), the peak of its resident memory, the memory that the command announced, and its exit status. With --out they go to a
+table, whose rows of the same step are replaced. The last line gives this machine's rate in matrix products, and the share of it that
+the attribution reached.
 
 The weights are random, so captions and neurons mean nothing; shapes, files, memory and time are those of the paper's pair.
 """
 
-import argparse, json, os, shutil, subprocess, sys, time
+import argparse, json, os, platform, re, shutil, subprocess, sys, time
 from importlib.resources import files
 from pathlib import Path
 
@@ -125,26 +129,38 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+def reference(home, n):
+    "A folder with some images of the gallery, over which `look` takes what is usual"
+    folder = home / f'reference-{n}'
+    folder.mkdir(exist_ok=True)
+    for file in sorted((files('mmneurons') / 'assets' / 'gallery').glob('*.jpg'))[:n]:
+        shutil.copy(file, folder)
+    return folder
+
+
 def steps(home, images, args):
     "What is run: name and arguments of `mmneurons`"
     weights = ['--projection', home / 'proj.ckpt', '--dtype', args.dtype]
     weights += ['--device', args.device] if args.device else []
+    weights += ['--bits', args.bits] if args.bits else []
     model = ['--model', 'limber-beit', *weights]
-    counts = '0,50,100,200,400,800,1600,3200,6400' if args.size == 'full' else '0,10,50'
-    run = home / 'run'
-    sweep = ['--data', 'gallery', '--limit', 4, '--ks', counts, '--block', 2]
+    counts = args.ks or ('0,6400' if args.size == 'full' else '0,10,50')
+    run, some = home / 'run', ['--data', 'gallery', '--limit', args.images]
+    sweep = [*some, '--ks', counts, '--block', 2, '--reference', args.reference]
+    baseline = ['--baseline', reference(home, args.reference)]
+    page = ['--out', home / 'look.html', '--target', 'dog']
     return {
-        'look': ['look', images[0], '--out', home / 'look.html', '--target', 'dog', *model],
+        'look': ['look', images[0], *page, *baseline, *model],
         'sweep': ['sweep', *sweep, '--tasks', args.tasks, '--out', run, *model],
         'paper': ['paper', run],
         'atlas': ['atlas', run],
-        'find': ['find', '--data', 'gallery', '--limit', 4, '--out', home / 'found', *model],
+        'find': ['find', *some, '--out', home / 'found', *model],
         'check': ['check', 'limber-beit', *weights],
     }
 
 
 def run(command, env):
-    "Seconds, peak of the resident memory in bytes, exit status and the last line of one process"
+    "What one process took: seconds, those of the processor, the peak of its resident memory in bytes; its exit status and lines"
     start = time.perf_counter()
     process = subprocess.Popen(
         [*map(str, command)], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -152,8 +168,37 @@ def run(command, env):
     said = process.stdout.read()
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
-    lines = [line for line in said.strip().splitlines() if line.strip()]
-    return time.perf_counter() - start, used.ru_maxrss * 1024, process.returncode, lines
+    return dict(
+        seconds=round(time.perf_counter() - start, 1),
+        processor=round(used.ru_utime + used.ru_stime, 1),
+        peak=used.ru_maxrss * 1024,
+        status=process.returncode,
+        lines=[line for line in said.strip().splitlines() if line.strip()],
+    )
+
+
+def announced(lines):
+    "The gigabytes that a command said it needs; none for a small model"
+    found = re.search(r' needs ([0-9.]+) GB on ', '\n'.join(lines))
+    return float(found[1]) if found else None
+
+
+def machine(device):
+    "What the model runs on"
+    if device != 'cpu' and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    file, threads = Path('/proc/cpuinfo'), torch.get_num_threads()
+    lines = file.read_text().splitlines() if file.exists() else []
+    names = [line.split(':')[1].strip() for line in lines if line.startswith('model name')]
+    return f'{[*names, platform.machine()][0]}, {threads} thread{"s" * (threads > 1)}'
+
+
+def keep(table, rows):
+    "Write rows into a table, in place of those of the same size, precision, machine and step"
+    old = [pd.read_csv(table)] if Path(table).exists() else []
+    both = pd.concat([*old, pd.DataFrame(rows)])
+    both = both.drop_duplicates(['size', 'precision', 'machine', 'step'], keep='last')
+    both.to_csv(table, index=False)
 
 
 LOAD = """
@@ -181,12 +226,13 @@ def loading(env, dtypes=('float16', 'bfloat16', 'float32')):
     rows = []
     for dtype in dtypes:
         base = run([sys.executable, '-c', LOAD, 'nothing', dtype], env)
-        assert base[2] == 0, base[3]
-        weights = json.loads(base[3][-1])['language model']
+        assert base['status'] == 0, base['lines']
+        weights = json.loads(base['lines'][-1])['language model']
         for way in ('here', 'transformers'):
-            seconds, peak, status, lines = run([sys.executable, '-c', LOAD, way, dtype], env)
-            assert status == 0, lines
-            rows.append((dtype, way, seconds, weights / 1e9, (peak - base[1]) / 1e9))
+            done = run([sys.executable, '-c', LOAD, way, dtype], env)
+            assert done['status'] == 0, done['lines']
+            grown = (done['peak'] - base['peak']) / 1e9
+            rows.append((dtype, way, done['seconds'], weights / 1e9, grown))
     table = pd.DataFrame(rows, columns=['dtype', 'way', 'seconds', 'weights, GB', 'peak, GB'])
     return table.assign(ratio=table['peak, GB'] / table['weights, GB'])
 
@@ -226,8 +272,13 @@ def main(argv=None):
     parser.add_argument('--size', choices=SIZES, default='full')
     parser.add_argument('--dtype', default='bfloat16', help='of the language model')
     parser.add_argument('--device', help='default: a GPU if there is one')
+    parser.add_argument('--bits', type=int, help='8 or 4: of the quantised layers')
+    parser.add_argument('--images', type=int, default=4, help='of the sweep and of find')
+    parser.add_argument('--reference', type=int, default=20, help='images of the baseline')
+    parser.add_argument('--ks', help='how many neurons the sweep ablates, with commas')
     parser.add_argument('--tasks', default=TASKS, help='of the sweep')
     parser.add_argument('--steps', help='only these, with commas')
+    parser.add_argument('--out', help='the table (csv) that gets the rows')
     args = parser.parse_args(argv)
     home = args.folder.absolute()
     if not (home / 'proj.ckpt').exists():
@@ -248,16 +299,25 @@ def main(argv=None):
         for left in (home / 'run', home / 'found') if name in ('sweep', 'find') else ():
             shutil.rmtree(left, ignore_errors=True)
         command = [sys.executable, '-c', COMMAND, repr(SIZES[args.size]['beit']), *command]
-        seconds, peak, status, lines = run(command, env)
-        rows.append((name, round(seconds, 1), round(peak / 1e9, 2), status))
-        print(
-            json.dumps(dict(zip(('step', 'seconds', 'gigabytes', 'status'), rows[-1]))), flush=True
-        )
-        if status:
-            print('   ' + '\n   '.join(lines[-12:]), flush=True)
-        if name == 'sweep' and not status:
+        done = run(command, env)
+        precision = f'{args.bits} bits' if args.bits else args.dtype
+        about = dict(size=args.size, precision=precision, machine=machine(args.device))
+        about |= dict(images=1 if name == 'look' else args.images, step=name)
+        measured = {k: done[k] for k in ('seconds', 'processor', 'status')}
+        measured |= dict(peak=round(done['peak'] / 1e9, 2), announced=announced(done['lines']))
+        rows.append(about | measured)
+        print(json.dumps(rows[-1]), flush=True)
+        if done['status']:
+            print('   ' + '\n   '.join(done['lines'][-12:]), flush=True)
+        if name == 'sweep' and not done['status']:
             print(json.dumps(share_of_rate(home, json.loads(lm.read_text()), args)), flush=True)
-    return int(any(status != (name == 'check') for name, *_, status in rows))
+        if args.out:
+            keep(args.out, rows)
+    refused = {
+        'find',
+        'check',
+    }  # too few images for a concept; weights that are not the published ones
+    return int(any(row['status'] != (row['step'] in refused) for row in rows))
 
 
 if __name__ == '__main__':

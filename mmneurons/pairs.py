@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['PRESETS', 'LICENCES', 'CARD', 'ModelConfig', 'licence_of', 'credits', 'read_projection', 'check_projection',
            'load_projection', 'save_projection', 'state_hash', 'projection_hash', 'lm_config_of', 'kept_bytes', 'Plan',
-           'size_of', 'whole_modules', 'bytes_saved', 'plan', 'free_memory', 'require_memory', 'smaller', 'Slice',
-           'weight_files', 'lazy_weights', 'local_folder', 'only_special_tokens', 'quantiser', 'load_lm', 'write_pair',
-           'Pair', 'read_pair', 'find_pair', 'usual_defaults', 'Parts', 'load_parts', 'projection_file', 'default_pair']
+           'size_of', 'whole_modules', 'bytes_saved', 'check_bits', 'plan', 'free_memory', 'require_memory', 'smaller',
+           'Slice', 'weight_files', 'lazy_weights', 'local_folder', 'only_special_tokens', 'quantiser', 'load_lm',
+           'write_pair', 'Pair', 'read_pair', 'find_pair', 'usual_defaults', 'Parts', 'load_parts', 'projection_file',
+           'default_pair']
 
 # %% ../nbs/007_pairs.ipynb #ac3478d6
 import contextlib, hashlib, importlib.util, io, json, lzma, pickle, sys
@@ -264,6 +265,22 @@ def bytes_saved(
             saved += m.weight.nbytes - m.weight.numel() * bits / 8 - scales
     return saved
 
+# %% ../nbs/007_pairs.ipynb #c7bits04
+def check_bits(
+    bits: int | None,  # 8 or 4; None: nothing is quantised
+    device: str,  # where the language model goes
+):
+    "Refuse what cannot be quantised here, or would give wrong scores, before anything is read"
+    if bits not in (None, 8, 4):
+        raise ValueError(f'bits is 8 or 4, not {bits}')
+    if bits == 4 and torch.device(device).type == 'cpu':
+        raise ValueError(
+            'bits=4 is refused on a CPU, where its gradients, and so all scores, can be zero: '
+            'take bits=8, or a GPU'
+        )
+    if bits and not importlib.util.find_spec('bitsandbytes'):
+        raise FileNotFoundError(f'bits={bits} needs bitsandbytes: pip install bitsandbytes')
+
 # %% ../nbs/007_pairs.ipynb #4d134bc0
 def plan(
     config: ModelConfig,  # of the pair
@@ -326,10 +343,13 @@ def smaller(
     spec: EncoderSpec,  # of its encoder
     needed: float,  # bytes that it needs as it was asked for
     lm_config=None,  # configuration of the language model; default: read from where it is
+    device: str = 'cuda',  # where it goes; on a CPU nothing has 4 bits
 ) -> dict[str, float]:  # {argument: bytes}
     "What the pair would need in half precision and quantised, as far as that is less"
     half = torch.bfloat16 if config.dtype == 'float32' else getattr(torch, config.dtype)
-    ways = {f'dtype={half}': None, 'bits=8': 8, 'bits=4': 4}
+    ways = {f'dtype={half}': None, 'bits=8': 8}
+    if torch.device(device).type != 'cpu':
+        ways['bits=4'] = 4
     found = {
         how: plan(config, spec, half, lm_config, bits=bits).needs.sum()
         for how, bits in ways.items()
@@ -429,10 +449,6 @@ def quantiser(
     bits: int,  # 8 or 4
 ) -> transformers.BitsAndBytesConfig:
     "What transformers is told to quantise: all but what neurons are decoded with"
-    if bits not in (8, 4):
-        raise ValueError(f'bits is 8 or 4, not {bits}')
-    if not importlib.util.find_spec('bitsandbytes'):
-        raise FileNotFoundError(f'bits={bits} needs bitsandbytes: pip install bitsandbytes')
     kept = dict(llm_int8_skip_modules=whole_modules(lm))
     if bits == 8:
         return transformers.BitsAndBytesConfig(load_in_8bit=True, **kept)
@@ -642,12 +658,13 @@ def load_parts(
     pair = find_pair(name, revision)
     config, spec, label = pair.config, pair.spec, name if isinstance(name, str) else pair.config.lm
     dtype = dtype or getattr(torch, config.dtype)
+    check_bits(bits, device)
     with usual_defaults():
         shapes = plan(config, spec, dtype, bits=bits)
         free = float('inf') if device_map else None
         needed = shapes.needs.sum()
         said = require_memory(
-            label, shapes.needs, device, free, lambda: smaller(config, spec, needed)
+            label, shapes.needs, device, free, lambda: smaller(config, spec, needed, device=device)
         )
         if needed > 4e9:
             print(said, file=sys.stderr)

@@ -1,6 +1,6 @@
 "Sweeps as they really go: killed at random, on a full disk, with images that vanish, on two processes."
 
-import json, os, random, resource, shutil, subprocess, sys, time, multiprocessing
+import json, multiprocessing, os, random, re, resource, shutil, subprocess, sys, time
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd, psutil, pytest, torch
@@ -117,6 +117,56 @@ def test_two_processes_do_what_one_does(tmp_path):
     for log in logs:
         assert {*log.task} >= {'attribute', 'masks', 'ablate', 'scores'}  # both of them worked
     assert not set(zip(logs[0].task, logs[0].block)) & set(zip(logs[1].task, logs[1].block))
+
+
+# What a cluster has and this machine lacks: `srun` starts the processes, `scontrol` names the nodes.
+STAND_INS = dict(
+    srun="""
+for i in $(seq 0 $((SLURM_NTASKS - 1))); do
+    SLURM_PROCID=$i SLURM_LOCALID=$i "$@" & started+=($!)
+done
+for process in "${started[@]}"; do wait $process || failed=1; done
+exit ${failed:-0}
+""",
+    scontrol='echo 127.0.0.1',
+    mmneurons=f'exec {sys.executable} -m mmneurons.cli "$@"',
+)
+
+
+def cluster(folder, tasks):
+    "The chapter's Slurm script, and an environment in which the stand-ins are found"
+    text = ''.join(
+        ''.join(cell['source'])
+        for cell in json.loads((ROOT / 'nbs' / '06_sweep.ipynb').read_text('utf-8'))['cells']
+    )
+    (script := folder / 'sweep.slurm').write_text(re.search(r'(?s)```bash\n(.*?)```', text)[1])
+    (folder / 'bin').mkdir()
+    for name, lines in STAND_INS.items():
+        (file := folder / 'bin' / name).write_text(f'#!/bin/bash\n{lines}\n')
+        file.chmod(0o755)
+    paths = dict(PATH=[folder / 'bin', os.environ['PATH']], PYTHONPATH=[ROOT])
+    env = os.environ | {name: os.pathsep.join(map(str, path)) for name, path in paths.items()}
+    env |= dict(SLURM_JOB_ID=str(os.getpid()), SLURM_NTASKS=str(tasks), OMP_NUM_THREADS='1')
+    return script, env | dict(SLURM_JOB_NODELIST='node[1]')
+
+
+def test_the_slurm_script_of_the_chapter_does_what_one_process_does(tmp_path):
+    pictures(tmp_path / 'pictures', 4)
+    tiny_model(seed=5).save_pretrained(tmp_path / 'pair', whole=True)
+    options = ['--data', f'folder:{tmp_path / "pictures"}', '--model', tmp_path / 'pair']
+    options += ['--tasks', 'attribute,decode', '--k', 5, '--pool', 4, '--block', 1]
+    options = [*map(str, options), '--device', 'cpu', '--out']
+    script, env = cluster(tmp_path, 2)
+    done = subprocess.run(
+        ['bash', script, *options, tmp_path / 'two'], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert cli.main(['sweep', *options, str(tmp_path / 'one')]) == 0
+    assert contents(tmp_path / 'two') == contents(tmp_path / 'one')
+    assert len(read_table(tmp_path / 'two', 'images')) == 4
+    logs = [pd.read_csv(tmp_path / 'two' / f'log-{p}.csv') for p in range(2)]
+    blocks = [set(log[log.task == 'attribute'].block) for log in logs]
+    assert blocks == [{0, 2}, {1, 3}]
 
 
 def test_what_goes_wrong_with_an_image_is_listed_and_the_rest_goes_on(tmp_path):

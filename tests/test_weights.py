@@ -198,11 +198,11 @@ def test_a_killed_download_goes_on_where_it_was(cache, tmp_path, monkeypatch):
 
 BITS = """
 import sys, torch
-from mmneurons.families import output_vectors, tiny_lm
-from mmneurons.model import MultimodalLM, tiny_model
-from mmneurons.pairs import ModelConfig
 from mmneurons.attribution import attribute, top_neurons
 from mmneurons.decoding import decode
+from mmneurons.families import NeuronLM, output_vectors, tiny_lm
+from mmneurons.model import MultimodalLM, tiny_model
+from mmneurons.pairs import ModelConfig, quantiser
 from PIL import Image
 
 image = Image.linear_gradient('L').convert('RGB')
@@ -212,14 +212,21 @@ for kind, layers in dict(gptj=10, llama=12).items():  # that are quantised
     tiny_lm(kind, 21, **sizes[kind]).save_pretrained(pair.lm)
     tiny_model(kind).tokenizer.save_pretrained(pair.lm)
     whole = MultimodalLM.from_pretrained(pair, projection=False)
-    for bits in (8, 4):
-        small = MultimodalLM.from_pretrained(pair, projection=False, bits=bits)
-        small.projection.load_state_dict(whole.projection.state_dict())
-        assert sum('bit' in type(m).__name__ for m in small.lm.modules()) == layers
+    small = MultimodalLM.from_pretrained(pair, projection=False, bits=8)
+    for part in ('projection', 'encoder'):
+        getattr(small, part).load_state_dict(getattr(whole, part).state_dict())
+    kept = quantiser(NeuronLM(whole.lm), torch.float32, 4)
+    four = type(whole.lm).from_pretrained(pair.lm, quantization_config=kept, device_map='cpu')
+    for quantised in (small, NeuronLM(four)):
+        assert sum('bit' in type(m).__name__ for m in quantised.lm.modules()) == layers
         for layer in range(2):
-            assert torch.equal(output_vectors(small, layer), output_vectors(whole, layer))
-        top = top_neurons(attribute(small, image, 'dog', paper=True), 5)
-        assert decode(small, top).token.equals(decode(whole, top).token)
+            assert torch.equal(output_vectors(quantised, layer), output_vectors(whole, layer))
+    small.caption(image)
+    how = dict(caption='a dog', method='grad_x_act')
+    scores = [attribute(mm, image, 'dog', **how).scores.flatten() for mm in (small, whole)]
+    assert torch.corrcoef(torch.stack(scores))[0, 1] > 0.98
+    top = top_neurons(attribute(small, image, 'dog', paper=True), 5)
+    assert decode(small, top).token.equals(decode(whole, top).token)
 """
 
 
