@@ -125,7 +125,9 @@ def run_unseen(args, mm, least=5):
     rows = [r for split in ('val', 'test', 'test_source') for r in corpus(args.corpus, split).rows]
     counts = pd.Series([r['noun'] for r in rows]).value_counts()
     known = {r['noun'] for r in data.rows} & set(counts[counts >= least].index)
-    other = Reader([r for r in rows if r['noun'] in known], data.load)
+    taken = set(data.image_ids)  # two cut-outs of one name have one identifier
+    rows = [r for r in rows if r['noun'] in known and r['image_id'] not in taken]
+    other = Reader(rows, data.load)
     work = Path(args.work) / 'corpus'
     found = find_neurons(mm, data, work, confirm=other, group=cutout, effects=0)
     about = dict(concepts=len(found.about['concepts']), unseen=len(other))
