@@ -1,7 +1,7 @@
 """The pocket model's catalogue of multimodal neurons, and the tables that its chapter shows. A run that was stopped continues.
 
     python benchmarks/multimodal.py find --corpus data/corpus      the catalogue over CIFAR-10 and over the corpus: the asset
-    python benchmarks/multimodal.py unseen --corpus data/corpus    how many of the corpus's are confirmed on cut-outs never trained on
+    python benchmarks/multimodal.py unseen --corpus data/corpus    whether the corpus's neurons fire for cut-outs never trained on
     python benchmarks/multimodal.py words --corpus data/corpus     whether the same neurons are active at the concept's words
     python benchmarks/multimodal.py styles --corpus data/corpus    whether those of photographs fire for drawings and 3d images
     python benchmarks/multimodal.py meaning --corpus data/corpus   whether an image's word is found among its active neurons
@@ -119,22 +119,31 @@ def run_find(args, mm):
     found.save(ASSET)
 
 
-def run_unseen(args, mm, least=5):
-    "The corpus's neurons, chosen on its training images and confirmed on cut-outs that no training saw"
+def run_unseen(args, mm, draws=20):
+    "The AUC of the corpus's rows on images of cut-outs that were trained on, and on others; beside random neurons"
+    rows = Catalogue.load(ASSET).rows.query('data == "corpus"')
     data = drawn_concepts(args.corpus, args.drawn)
-    rows = [r for split in ('val', 'test', 'test_source') for r in corpus(args.corpus, split).rows]
-    counts = pd.Series([r['noun'] for r in rows]).value_counts()
-    known = {r['noun'] for r in data.rows} & set(counts[counts >= least].index)
-    taken = set(data.image_ids)  # two cut-outs of one name have one identifier
-    rows = [r for r in rows if r['noun'] in known and r['image_id'] not in taken]
-    other = Reader(rows, data.load)
-    work = Path(args.work) / 'corpus'
-    found = find_neurons(mm, data, work, confirm=other, group=cutout, effects=0)
-    about = dict(concepts=len(found.about['concepts']), unseen=len(other))
-    write(args, 'unseen', found.counts.query('layer == -1').assign(**about), mm)
-    rows = found.rows.assign(english=found.rows.english.str[:8].str.join(', '))
-    kept = ['place', *KEY, 'concept', 'auc', 'auc_confirmed', 'z', 'fdr', 'english']
-    write(args, 'unseen-rows', rows[kept], mm)
+    run = Recording([ActivationRun(mm, data, Path(args.work) / 'corpus' / 'images', group=cutout)])
+    split = pd.DataFrame(data.rows).set_index('image_id')['split'].loc[run.images.image_id]
+    own, rng, parts = (
+        {c: run.own([c])[0] for c in rows.concept.unique()},
+        np.random.default_rng(0),
+        [],
+    )
+    for (place, layer), group in rows.groupby(['place', 'layer']):
+        acts = run.layer(layer, place)
+        for row in group.itertuples():
+            like = np.concatenate([[row.unit], rng.integers(mm.n_units, size=draws)])
+            for trained in (True, False):
+                here = (split == 'train').to_numpy() == trained
+                truth = own[row.concept][here]
+                if truth.sum() < 3:
+                    continue
+                aucs = roc_auc(acts[like][:, here] * row.sign, truth)
+                about = {c: getattr(row, c) for c in ('place', *KEY, 'concept')}
+                numbers = dict(trained=trained, n=truth.sum(), auc=aucs[0], random=aucs[1:].mean())
+                parts.append(about | numbers)
+    write(args, 'unseen', pd.DataFrame(parts), mm)
 
 
 @torch.no_grad()
