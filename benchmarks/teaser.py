@@ -1,10 +1,9 @@
 """The figures on the first page: own neurons against the controls, and six neurons of the catalogue.
 
-    python benchmarks/teaser.py --corpus data/corpus      nbs/images/teaser.png (from nbs/data/causes.csv) and neurons.png
+    python benchmarks/teaser.py --corpus data/corpus      nbs/images/teaser.png and neurons.png
 
 No neuron is picked by hand: the six at the image positions with the lowest false discovery rates are shown, with their
-concepts, their first English tokens, and the three images on which each is most active. The images are all cut-outs that no
-training saw, on plain ground, under the MIT or Apache licence.
+concepts, their first English tokens, and their activations on those images of the catalogue that no training saw.
 """
 
 import argparse
@@ -13,15 +12,14 @@ from pathlib import Path
 from textwrap import shorten
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
-import torch
-from tqdm import tqdm
+from multimodal import cutout, drawn_concepts
 
 from mmneurons.catalogue import own_catalogue
-from mmneurons.data import corpus
 from mmneurons.model import MultimodalLM
 from mmneurons.neurons import KEY, neuron_name
-from mmneurons.recording import image_activations
+from mmneurons.recording import ActivationRun, Recording
 from mmneurons.stats import interval
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,7 +29,6 @@ ARMS = {
     'another noun': "another image's",
     'random': 'random',
 }
-UNSEEN = 'val', 'test', 'test_source', 'test_concept'
 COLOURS = '#3b6fb6', '#8c6bb1', '#d1762c', '#777777'
 
 
@@ -59,41 +56,40 @@ def first_neurons(catalogue, n=6):
     return rows.drop_duplicates(KEY).head(n).join(concepts.rename('concepts'), on=KEY)
 
 
-def shown_images(folder):
-    "Cut-outs that no training saw, on plain ground, whose licence lets a page show them"
-    rows = [row for split in UNSEEN for row in corpus(folder, split).rows]
-    free = [r for r in rows if r['licence'] in ('MIT', 'Apache-2.0') and r['background'] == 'plain']
-    data = corpus(folder, UNSEEN[0])
-    return [data.load(row).image for row in free]
-
-
-def draw_neuron(fig, cells, row, images, strength):
-    "A neuron's name, concepts and tokens, and the images on which it is most active"
-    text = fig.add_subplot(cells[0])
+def draw_neuron(axes, row, values, own):
+    "A neuron's name, concepts and tokens, beside its activations on images of the concepts and on all others"
+    text, ax = axes
     text.axis('off')
     name = f'{neuron_name(row.layer, row.unit, row.sign)}: {row.concepts}'
-    text.text(0, 0.62, shorten(name, 44, placeholder=' …'), fontsize=9, weight='bold')
+    text.text(0, 0.6, shorten(name, 46, placeholder=' …'), fontsize=9, weight='bold')
     text.text(
-        0, 0.2, ', '.join(list(dict.fromkeys(w.lower() for w in row.english))[:4]), fontsize=9
+        0, 0.15, ', '.join(list(dict.fromkeys(w.lower() for w in row.english))[:4]), fontsize=9
     )
-    for cell, n in zip(cells[1:], strength.argsort(descending=True)[:3].tolist()):
-        ax = fig.add_subplot(cell)
-        ax.imshow(images[n].resize((64, 64)))
-        ax.axis('off')
+    values = (values - values.mean()) / values.std()
+    height = np.random.default_rng(0).uniform(0, 1, len(values))
+    ax.plot(values[~own], height[~own], '.', ms=2, color='#bbbbbb')
+    ax.plot(values[own], height[own], '.', ms=5, color='#d1762c')
+    ax.set(yticks=[], ylim=(-0.3, 1.3), xlim=(-3.5, 6))
+    ax.spines[['top', 'right', 'left']].set_visible(False)
 
 
-def draw_neurons(mm, folder):
-    "The first neurons of the catalogue, a line each"
-    images = shown_images(folder)
-    parts = [images[i : i + 8] for i in range(0, len(images), 8)]
-    acts = torch.cat([image_activations(mm, mm.soft_prompt(p))[:, 0] for p in tqdm(parts)])
-    rows = first_neurons(own_catalogue(mm))
-    fig = plt.figure(figsize=(4.8, 3.3), layout='constrained')
-    grid = fig.add_gridspec(len(rows), 4, width_ratios=[4, 0.9, 0.9, 0.9])
-    for line, row in enumerate(rows.itertuples()):
-        strength = acts[:, row.layer, row.unit] * row.sign
-        draw_neuron(fig, [grid[line, n] for n in range(4)], row, images, strength)
-    print(f'{len(images)} images')
+def draw_neurons(mm, args):
+    "The first neurons of the catalogue, a line each, on the images of its data set that no training saw"
+    data = drawn_concepts(args.corpus)
+    run = Recording([ActivationRun(mm, data, Path(args.work) / 'corpus' / 'images', group=cutout)])
+    split = pd.DataFrame(data.rows).set_index('image_id')['split'].loc[run.images.image_id]
+    unseen, rows = (split != 'train').to_numpy(), first_neurons(own_catalogue(mm))
+    fig, axes = plt.subplots(
+        len(rows), 2, figsize=(5.4, 3.4), layout='constrained', width_ratios=[3, 2.4]
+    )
+    for line, row in zip(axes, rows.itertuples()):
+        own = run.own(row.concepts.split(', ')).any(0)[unseen]
+        draw_neuron(line, row, run.layer(row.layer)[row.unit, unseen] * row.sign, own)
+    for ax in axes[:-1, 1]:
+        ax.set_xticklabels([])
+    axes[-1, 1].set_xlabel('activation, standard deviations', fontsize=8)
+    axes[0, 1].set_title('orange: images of the concepts', fontsize=8)
+    print(f'{unseen.sum()} images')
     return fig
 
 
@@ -102,13 +98,14 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--corpus', required=True, help='made by: mmneurons corpus')
+    parser.add_argument('--work', default=ROOT / 'data' / 'catalogue', help='of multimodal.py find')
     args = parser.parse_args()
     fig, ax = plt.subplots(figsize=(4.8, 3.3), layout='constrained')
     draw_falls(ax, pd.read_csv(ROOT / 'nbs' / 'data' / 'causes.csv'))
     folder = ROOT / 'nbs' / 'images'
     fig.savefig(folder / 'teaser.png', dpi=100)
     mm = MultimodalLM.from_pretrained('pocket')
-    draw_neurons(mm, args.corpus).savefig(folder / 'neurons.png', dpi=100)
+    draw_neurons(mm, args).savefig(folder / 'neurons.png', dpi=100)
 
 
 if __name__ == '__main__':
