@@ -764,7 +764,8 @@ def sweep_command(
     p.add_argument(
         '--clip',
         metavar='NAME',
-        help='model of open_clip for CLIPScore with its weights: ViT-B-32,openai; ViT-B-32,FILE,gelu; ViT-B-32,FILE,quickgelu; or local-dir:FOLDER (default: none)',
+        help='model of open_clip for CLIPScore with its weights: ViT-B-32,openai; '
+        'ViT-B-32,FILE,gelu; ViT-B-32,FILE,quickgelu; or local-dir:FOLDER (default: none)',
     )
     p.add_argument('--block', type=counting, metavar='N', help='images in each file (default: 16)')
     p.add_argument(
