@@ -128,9 +128,9 @@ Copy the chapters of the book into a folder, to run and to change.
 
 Each is a Jupyter notebook that runs by itself, from the top. The main chapters
 use the paper's pair where a GPU and a hub for it are at hand, all others the
-pocket; the numbers in the text are the pocket's. Cells that take long, or need a GPU, are
-commented out. A file that exists already and differs is never overwritten: the
-command names it, writes the others and ends with status 1.
+pocket; the numbers in the text are the pocket's. Cells that take long, or need
+a GPU, are commented out. A file that exists already and differs is never
+overwritten: the command names it, writes the others and ends with status 1.
 """
 
 # %% ../nbs/09b_manual.ipynb #618c0eaf

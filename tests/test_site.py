@@ -179,6 +179,8 @@ def visit(browser, folder, names):
             page.set_viewport_size(dict(width=width, height=844))
             if where == 'phone':
                 page.goto(HERE + name)
+                page.evaluate("""for (const image of document.images) image.loading = 'eager'""")
+                page.wait_for_function('[...document.images].every(image => image.complete)')
             found = page.evaluate(LOOK)
             unfit[where] = {kind: found[kind] for kind in ('scrolls', 'cut')}
         seen[name] = found | dict(unfit=unfit, errors=[*errors], weight=sum(sizes))
