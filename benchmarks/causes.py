@@ -40,6 +40,15 @@ def cifar(folder, split, n, seed):
     return [data.load(rows[i]) for i in order]
 
 
+def named_right(mm, folder, seed=0):
+    "Held-out test images whose caption names the object, in a fixed random order: place in it, example, what was seen"
+    for n, ex in enumerate(cifar(folder, 'cifar_test', 1000, seed)):
+        seen = mm.see(ex.image, image_id=ex.image_id)
+        said = first_noun(seen.caption)
+        if said and same_noun(said, ex.nouns[0]):
+            yield n, ex, seen
+
+
 def rankings(mm, seen, a, donor, donor_a, baseline, seed):
     "{name: ranking} of one image; `donor` is an image of another class"
     target = choose_target(mm, seen, a.target)
@@ -113,15 +122,10 @@ def main():
         baseline = Baseline.over(mm, images, '200 CIFAR-10 training images')
         baseline.save(file)
     done = set(pd.read_csv(args.out).image_id) if args.out.exists() else set()
-    held_out = cifar(args.corpus, 'cifar_test', 1000, args.seed)
     bar, last = tqdm(total=args.images, initial=len(done), unit='image'), {}
-    for n, ex in enumerate(held_out):
+    for n, ex, seen in named_right(mm, args.corpus, args.seed):
         if len(done) >= args.images:
             break
-        seen = mm.see(ex.image, image_id=ex.image_id)
-        said = first_noun(seen.caption)
-        if not said or not same_noun(said, ex.nouns[0]):
-            continue
         a = attribute(mm, seen, baseline=baseline)
         donor = next((v for noun, v in reversed(last.items()) if noun != ex.nouns[0]), None)
         if donor and ex.image_id not in done:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from causes import cifar
+from causes import cifar, named_right
 from measure import append
 from mmneurons.activations import Baseline, unit_activations
 from mmneurons.attribution import attribute, top_neurons
@@ -24,7 +24,6 @@ from mmneurons.model import MultimodalLM
 from mmneurons.neurons import KEY, random_elsewhere, random_ranking
 from mmneurons.pairs import projection_hash
 from mmneurons.targets import choose_target
-from mmneurons.text import first_noun, same_noun
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = 10, 25, 100
@@ -77,13 +76,9 @@ def main(args):
     baseline = Baseline.over(mm, images, '200 CIFAR-10 training images')
     done = set(pd.read_csv(args.out).image_id) if args.out.exists() else set()
     bar, donor = tqdm(total=args.images, initial=len(done), unit='image'), None
-    for n, ex in enumerate(cifar(args.corpus, 'cifar_test', 1000, 0)):
+    for n, ex, seen in named_right(mm, args.corpus):
         if len(done) >= args.images:
             break
-        seen = mm.see(ex.image, image_id=ex.image_id)
-        said = first_noun(seen.caption)
-        if not said or not same_noun(said, ex.nouns[0]):
-            continue
         if donor and donor[0] != ex.nouns[0] and ex.image_id not in done:
             table = measure(mm, seen, donor[1], baseline, n)
             table.insert(0, 'image_id', ex.image_id)
