@@ -70,6 +70,13 @@ LOOK = '''() => {
                    all('body *', e => e.getBoundingClientRect().right > width + 1 && !boxed(e.parentElement) ? e.outerHTML.slice(0, 120) : '')]}}'''
 
 
+# Waits for lazy images too. `wait_for_function` would compile its condition in the page, which the report's policy forbids.
+ALL_IMAGES = '''async () => {
+  for (const image of document.images) image.loading = 'eager'
+  await Promise.all([...document.images].map(image => image.complete || new Promise(done => {
+    image.onload = image.onerror = done })))}'''
+
+
 def for_pandoc(nb):
     "The notebook `nb` with the cell options obeyed that Quarto obeys, and its title, subtitle and file name"
     head, *cells = nb['cells']
@@ -179,8 +186,7 @@ def visit(browser, folder, names):
             page.set_viewport_size(dict(width=width, height=844))
             if where == 'phone':
                 page.goto(HERE + name)
-                page.evaluate("""for (const image of document.images) image.loading = 'eager'""")
-                page.wait_for_function('[...document.images].every(image => image.complete)')
+                page.evaluate(ALL_IMAGES)
             found = page.evaluate(LOOK)
             unfit[where] = {kind: found[kind] for kind in ('scrolls', 'cut')}
         seen[name] = found | dict(unfit=unfit, errors=[*errors], weight=sum(sizes))
