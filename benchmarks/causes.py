@@ -6,7 +6,7 @@ For each held-out CIFAR-10 image that the pocket names right: the 1 to 200 highe
 contrast, those of another image's own noun (another class), those of a wrong word asked of the same image, eq. 2 with sum
 and with maximum, and random ones of the same layers. Each set is set to its mean over training images of the same domain
 at each position, to another image's activations (resampling), or to zero, at the image positions. The table keeps by how
-much the noun's log probability falls, so a new score costs minutes. A run that was stopped continues.
+much the noun's log probability falls, so a new score costs minutes. A run goes on with the sets that the table lacks.
 """
 
 import argparse
@@ -28,8 +28,10 @@ from mmneurons.targets import choose_target
 from mmneurons.text import first_noun, same_noun
 
 ROOT = Path(__file__).resolve().parents[1]
-COUNTS = {'contrast': (1, 5, 10, 25, 100, 200), 'another noun': (25, 100, 200)}  # the rest: 25
-CAPTIONED = 25, 100  # of those two, under the mean and resampling
+COUNTS = dict.fromkeys(['eq. 2, sum', 'eq. 2, maximum', 'random'], (25,))
+COUNTS |= dict.fromkeys(['another noun', 'wrong word'], (25, 100, 200))
+COUNTS |= {'contrast': (1, 5, 10, 25, 100, 200)}
+CAPTIONED = 25, 100  # of the sets with several sizes, under the mean and resampling
 
 
 def cifar(folder, split, n, seed):
@@ -57,7 +59,7 @@ def rankings(mm, seen, a, donor, donor_a, baseline, seed):
     return target, {
         'contrast': own,
         'another noun': top_neurons(donor_a, 200),
-        'wrong word': top_neurons(wrong, 25),
+        'wrong word': top_neurons(wrong, 200),
         'eq. 2, sum': top_neurons(attribute(mm, seen, target, method='eq2'), 25),
         'eq. 2, maximum': top_neurons(attribute(mm, seen, target, paper=True), 25),
         'random': random_ranking(own.head(25), mm.n_units, seed),
@@ -71,18 +73,17 @@ def captions_without(mm, seen, tables, value):
     return [mm.text_of(row) for row in ids]
 
 
-def measure(mm, ex, seen, a, donor, donor_a, baseline, seed):
-    "All rows of one image"
+def measure(mm, ex, seen, a, donor, donor_a, baseline, seed, keys):
+    "The rows of one image: what ablating each (ranking, number of neurons) of `keys` does"
     target, ranked = rankings(mm, seen, a, donor, donor_a, baseline, seed)
-    keys = [(r, k) for r in ranked for k in COUNTS.get(r, (25,))]
     sets = [ranked[r].head(k) for r, k in keys]
-    spoken = [i for i, (r, k) in enumerate(keys) if r in COUNTS and k in CAPTIONED]
+    spoken = [i for i, (r, k) in enumerate(keys) if len(COUNTS[r]) > 1 and k in CAPTIONED]
     values = dict(mean=baseline, resample=unit_activations(mm, donor), zero=0.0)
     rows = []
     for name, value in values.items():
         found = ablation_effects(mm, seen, target, sets, value, chunk=len(sets))
         captions = {}
-        if name != 'zero':
+        if spoken and name != 'zero':
             texts = captions_without(mm, seen, [sets[i] for i in spoken], value)
             captions = dict(zip(spoken, texts))
         for i, (ranking, k) in enumerate(keys):
@@ -121,18 +122,23 @@ def main():
         images = [ex.image for ex in cifar(args.corpus, 'train', 200, args.seed)]
         baseline = Baseline.over(mm, images, '200 CIFAR-10 training images')
         baseline.save(file)
-    done = set(pd.read_csv(args.out).image_id) if args.out.exists() else set()
-    bar, last = tqdm(total=args.images, initial=len(done), unit='image'), {}
+    wanted = [(ranking, k) for ranking, ks in COUNTS.items() for k in ks]
+    old = pd.read_csv(args.out) if args.out.exists() else pd.DataFrame(columns=['image_id'])
+    done = {name: set(zip(rows.ranking, rows.k)) for name, rows in old.groupby('image_id')}
+    bar, last, n_images = tqdm(total=args.images, unit='image'), {}, 0
     for n, ex, seen in named_right(mm, args.corpus, args.seed):
-        if len(done) >= args.images:
+        if n_images == args.images:
             break
         a = attribute(mm, seen, baseline=baseline)
         donor = next((v for noun, v in reversed(last.items()) if noun != ex.nouns[0]), None)
-        if donor and ex.image_id not in done:
-            table = measure(mm, ex, seen, a, *donor, baseline, args.seed + n)
-            table = table.assign(projection=projection_hash(mm), version=mn.__version__)
-            table.round(5).to_csv(args.out, mode='a', header=not args.out.exists(), index=False)
-            done.add(ex.image_id)
+        if donor:
+            keys = [key for key in wanted if key not in done.get(ex.image_id, ())]
+            if keys:
+                table = measure(mm, ex, seen, a, *donor, baseline, args.seed + n, keys)
+                table = table.assign(projection=projection_hash(mm), version=mn.__version__)
+                header = not args.out.exists()
+                table.round(5).to_csv(args.out, mode='a', header=header, index=False)
+            n_images += 1
             bar.update()
         last.pop(ex.nouns[0], None)
         last[ex.nouns[0]] = seen, a

@@ -148,7 +148,7 @@ def looks(
     "Make the report of each image in turn, and write its page"
     from mmneurons.images import open_image
 
-    mm, taken, together = None, set(), []
+    mm, others, taken, together = None, None, set(), []
     for path in tqdm(args.image, unit='image', disable=None if len(args.image) > 1 else True):
         try:
             image = open_image(path)
@@ -156,14 +156,16 @@ def looks(
             if mm is None:
                 mm = load(args)
                 baseline = chosen_baseline(args, mm)
-            from mmneurons.report import elsewhere, html_page, look
+            from mmneurons.report import elsewhere, gallery_seen, html_page, look
 
             how = dict(k=args.k, seed=args.seed, image_id=path, baseline=baseline)
             found = look(mm, image, args.target, **how)
             if page and str(args.out).endswith('.html'):  # one page for all images
                 together.append(found)
             elif page:
-                page.write_text(html_page([found]), 'utf-8', 'replace')
+                others = gallery_seen(mm) if others is None else others
+                where = elsewhere(mm, [found], others, baseline=baseline)
+                page.write_text(html_page([found], where), 'utf-8', 'replace')
             taken.add(page)
             yield path, found, page
         except (ValueError, OSError) as e:
