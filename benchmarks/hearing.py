@@ -3,7 +3,7 @@
     python benchmarks/sounds.py data/sounds                                  the recordings
     python benchmarks/hearing.py all --sounds data/sounds --corpus data/corpus   the projection (to `data/ear`) and the tables hearing*.csv (to nbs/data)
 
-One of its steps can be named in place of `all`: train, naming, images, sounds, overlap, time. The steps train, images and sounds
+One of its steps can be named in place of `all`: train, naming, images, sounds, overlap, time, catalogue. The steps train, images and sounds
 continue after a stop.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np, pandas as pd, torch
 
-from mmneurons.activations import Baseline
+from mmneurons.activations import Baseline, neuron_activations
 from mmneurons.attribution import attribute, top_neurons
 from mmneurons.data import corpus
 from mmneurons.studies.hearing import (
@@ -29,7 +29,8 @@ from mmneurons.studies.hearing import (
     window,
     with_article,
 )
-from mmneurons.neurons import random_neurons
+from mmneurons.catalogue import own_catalogue
+from mmneurons.neurons import KEY, random_neurons
 from mmneurons.model import MultimodalLM
 from mmneurons.stats import roc_auc
 from mmneurons.train import Features, TrainConfig, train_projection
@@ -239,11 +240,44 @@ def run_time(args, mm):
     pd.DataFrame(rows).to_csv(Path(args.out) / 'hearing-time.csv', index=False, float_format='%.4g')
 
 
+def run_catalogue(args, mm):
+    "Do the catalogue's neurons, found with images, tell sounds of their concept from other sounds?"
+    listener = audio_model(mm, args.projection)
+    data = [
+        (split, row['word'], ex)
+        for split in ('train', 'test')
+        for d in [sounds(args.sounds, split)]
+        for row, ex in zip(d.rows, d)
+    ]
+    splits, words = (np.array([row[i] for row in data]) for i in (0, 1))
+    found = own_catalogue(mm).rows
+    found = found[(found.place == 'image') & found.concept.isin(words)]
+    units = found[KEY].drop_duplicates().sort_values(KEY).reset_index(drop=True)
+    both = pd.concat([units, random_neurons(units, mm.n_units)], ignore_index=True)
+    acts = [neuron_activations(listener, ex.image, both).mean(1) for *_, ex in data]
+    acts, tables = torch.stack(acts, 1).numpy(), []  # (neuron, recording)
+    for split in ('train', 'test'):
+        some = splits == split
+        kinds = np.unique(words[some])
+        aucs = roc_auc(acts[:, some], kinds[:, None] == words[some])
+        every = units.join(pd.DataFrame(aucs[: len(units)], columns=kinds))
+        every = every.melt(KEY, var_name='word', value_name='auc')
+        every['random'] = aucs[len(units) :].T.ravel()
+        every['n'] = every.word.map(pd.Series(words[some]).value_counts())
+        rows = found[[*KEY, 'concept']].drop_duplicates().merge(every, on=KEY)
+        own, other = (rows[(rows.word == rows.concept) == same] for same in (True, False))
+        other = other.groupby([*KEY, 'concept']).auc.mean().rename('other_words').reset_index()
+        own = own.drop(columns='word').merge(other)
+        tables.append(own.assign(split=split, recordings=int(some.sum())))
+    table = pd.concat(tables)
+    table.to_csv(Path(args.out) / 'hearing-catalogue.csv', index=False, float_format='%.4g')
+
+
 def run_all(args, mm):
     "All steps"
     run_train(args, mm)
     args.projection = Path(args.work) / 'projection.safetensors'
-    for step in (run_naming, run_images, run_sounds, run_overlap, run_time):
+    for step in (run_naming, run_images, run_sounds, run_overlap, run_time, run_catalogue):
         step(args, mm)
 
 

@@ -145,12 +145,10 @@ class Rate:
         if not self.images:
             return 'nobody measured how often this pair names an object rightly'
         if not self.said:
-            return f'this pair never said {self.noun!r} on {self.images} validation images'
+            return f'this pair never named {self.noun!r} in {self.images} validation images'
         low, high = self.interval
-        text = f'{self.noun!r} was right in {self.right} of {self.said} cases where this pair said '
-        text += (
-            f'it of a validation image ({self.share:.0%}, 95 % interval {low:.0%} to {high:.0%})'
-        )
+        text = f'this pair named {self.noun!r} in {self.said} validation images, rightly in {self.right} '
+        text += f'({100 * self.share:.0f} %, 95 % interval {100 * low:.0f} to {100 * high:.0f} %)'
         if self.reliable:
             return text
         return text + (
