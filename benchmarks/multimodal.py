@@ -2,6 +2,7 @@
 
     python benchmarks/multimodal.py find --corpus data/corpus      the catalogue over CIFAR-10 and over the corpus: the asset
     python benchmarks/multimodal.py unseen --corpus data/corpus    whether the corpus's neurons fire for cut-outs never trained on
+    python benchmarks/multimodal.py general --corpus data/corpus   the same search for general nouns: animal, vehicle, food
     python benchmarks/multimodal.py words --corpus data/corpus     whether the same neurons are active at the concept's words
     python benchmarks/multimodal.py styles --corpus data/corpus    whether those of photographs fire for drawings and 3d images
     python benchmarks/multimodal.py meaning --corpus data/corpus   whether an image's word is found among its active neurons
@@ -28,9 +29,12 @@ from mmneurons.atlas import save_shown, shown_images
 from mmneurons.catalogue import (
     Catalogue,
     active_rows,
+    collect,
     concept_rows,
+    count_table,
     find_neurons,
     promoting_neurons,
+    usable_concepts,
     with_baseline,
     with_tokens,
 )
@@ -44,7 +48,7 @@ from mmneurons.recording import ActivationRun, Recording, image_activations, rec
 from mmneurons.stats import roc_auc
 from mmneurons.studies.beyond import written_word
 from mmneurons.text import first_noun
-from mmneurons.wordnet import names_match, related_words
+from mmneurons.wordnet import kind_of, names_match, related_words
 
 ROOT = Path(__file__).resolve().parents[1]
 ASSET = ROOT / 'mmneurons' / 'assets' / 'pocket-catalogue.json'
@@ -52,6 +56,11 @@ GALLERY = (
     'the gallery, which had no part in finding the neurons (licences: '
     'https://github.com/mmneurons/mmneurons/blob/main/mmneurons/assets/gallery/LICENSES.md)'
 )
+
+
+GENERAL = ['animal', 'bird', 'building', 'clothing', 'container', 'device', 'fish', 'food', 'fruit']
+GENERAL += ['furniture', 'insect', 'instrument', 'machine', 'mammal', 'person', 'plant', 'tool']
+GENERAL += ['vegetable', 'vehicle', 'weapon']
 
 
 def cutout(ex):
@@ -144,6 +153,38 @@ def run_unseen(args, mm, draws=20):
                 numbers = dict(trained=trained, n=truth.sum(), auc=aucs[0], random=aucs[1:].mean())
                 parts.append(about | numbers)
     write(args, 'unseen', pd.DataFrame(parts), mm)
+
+
+def generalised(run):
+    "The same recording, each image with the general nouns that stand above its own in WordNet"
+    nouns = run.images.concepts.explode().dropna().unique()
+    above = {noun: {g for g in GENERAL if kind_of(noun, [g])} for noun in nouns}
+    concepts = [sorted(set().union(*(above[c] for c in some))) for some in run.images.concepts]
+    run.images = run.images.assign(concepts=concepts)
+    return run
+
+
+def run_general(args, mm):
+    "Neurons of the corpus for general nouns, and their AUC on cut-outs never trained on and on CIFAR-10"
+    work, data = Path(args.work), drawn_concepts(args.corpus, args.drawn)
+    run = Recording([ActivationRun(mm, data, work / 'corpus' / 'images', group=cutout)])
+    unseen = pd.DataFrame(data.rows).set_index('image_id')['split'].loc[run.images.image_id]
+    run, unseen = generalised(run), (unseen != 'train').to_numpy()
+    names, _ = usable_concepts(run.images, words := concept_words(mm, GENERAL), 60)
+    evidence, rows = collect(mm, run, names, words[words.concept.isin(names)])
+    parts = dict(images=cifar(args.corpus, 'train', args.n))
+    parts |= dict(confirm=cifar(args.corpus, 'cifar_test', 50))
+    other = generalised(record_activations(mm, parts, work / 'cifar'))
+    for row in rows.itertuples():
+        for name, recording, some in ('unseen', run, unseen), ('cifar', other, slice(None)):
+            acts = recording.layer(row.layer, row.place)[:, some] * row.sign
+            aucs = roc_auc(acts, recording.own([row.concept])[0][some])
+            rows.loc[row.Index, [name, f'{name}_random']] = aucs[row.unit], aucs.mean()
+    counts = count_table(evidence).query('layer == -1 and stage == "confirmed" and auc == .85')
+    counts = counts.drop(columns=['auc', 'stage', 'layer', 'fdr']).assign(concepts=len(names))
+    rows = with_tokens(mm, rows).drop(columns=['tokens', 'other', 'activation'])
+    rows = rows.assign(english=rows.english.map(lambda some: ', '.join(some[:8])))
+    write(args, 'general', rows.merge(counts, on='place'), mm)
 
 
 @torch.no_grad()
@@ -322,8 +363,10 @@ def run_carrying(args, mm):
 
 
 def run_all(args, mm):
-    for step in (run_find, run_unseen, run_words, run_styles, run_meaning, run_carrying, run_shown):
+    for step in (run_find, run_unseen, run_general, run_words, run_styles, run_meaning):
         step(args, mm)
+    run_carrying(args, mm)
+    run_shown(args, mm)
 
 
 if __name__ == '__main__':

@@ -543,6 +543,6 @@ def atlas(
         return sweep_atlas(run, out)
     if not (found.is_file() and images.is_file()):
         raise FileNotFoundError(
-            f'{run}: there is no finished run here; make one with: mmneurons find --out {run}'
+            f'{run}: there is no finished run here; make one with: mmneurons find --data SOURCE --out {run}'
         )
     return catalogue_atlas(Catalogue.load(found), pq.read_table(images).to_pandas(), out)

@@ -284,6 +284,8 @@ def _fill(
 class Encoder(nn.Module):
     "A frozen vision encoder: images → pixels → patch vectors"
 
+    modality = 'image'  # what the patches are of
+
     def __init__(
         self,
         spec: EncoderSpec | str,  # a row, or a name for `encoder_spec`

@@ -132,7 +132,7 @@ def read_table(
         raise ValueError(f'{name!r} is no table; there are {", ".join(SCHEMAS)}')
     if not (Path(run) / 'run.json').is_file():
         raise FileNotFoundError(
-            f'{run}: there is no run here; make one with: mmneurons sweep --out {run}'
+            f'{run}: there is no run here; make one with: mmneurons sweep --data SOURCE --out {run}'
         )
     return read_parts(run, name, SCHEMAS[name], columns)
 

@@ -111,6 +111,7 @@ def _noise(image_size, seed=0):
 class VlmEncoder(nn.Module):
     "The vision side of a multimodal model: images → the vectors that its language model reads"
 
+    modality = 'image'  # what the vectors are of
     layout: torch.Tensor  # (row, column): which of the vectors shows each cell of the grid
 
     def __init__(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RATE', 'WINDOW', 'HOP', 'AUDIO_ENCODER', 'resample', 'read_sound', 'window', 'spectrogram', 'augment', 'with_article',
-           'sound_example', 'sounds', 'pitch_bands', 'audio_model', 'mean_scores', 'best_neurons', 'expected_overlap',
-           'shared_neurons', 'plot_shared', 'time_course', 'is_loud']
+           'sound_example', 'sounds', 'pitch_bands', 'AudioEncoder', 'audio_model', 'mean_scores', 'best_neurons',
+           'expected_overlap', 'shared_neurons', 'plot_shared', 'time_course', 'is_loud']
 
 # %% ../../nbs/08_hearing.ipynb #24f188a1
 import hashlib
@@ -157,6 +157,12 @@ AUDIO_ENCODER = EncoderSpec(
     within=1,  # from the localisation test below
 )
 
+# %% ../../nbs/08_hearing.ipynb #397ae887
+class AudioEncoder(Encoder):
+    "An encoder whose images are spectrograms"
+
+    modality = 'sound'
+
 # %% ../../nbs/08_hearing.ipynb #aa80cba5
 def audio_model(
     mm: MultimodalLM,  # whose language model will listen
@@ -165,7 +171,7 @@ def audio_model(
     "The same language model with an audio encoder: 16 stretches of time in place of patches"
     name, bos = 'efficientnet-lite2 on spectrograms', mm.config.bos
     config = ModelConfig(mm.config.lm, name, prompt='The sound of', bos=bos)
-    out = MultimodalLM(Encoder(AUDIO_ENCODER, to_map=pitch_bands), mm.lm, mm.tokenizer, config)
+    out = MultimodalLM(AudioEncoder(AUDIO_ENCODER, to_map=pitch_bands), mm.lm, mm.tokenizer, config)
     if projection is not False:
         own = files('mmneurons') / 'assets' / 'pocket-ear.safetensors.xz'
         load_projection(out, projection or own)
