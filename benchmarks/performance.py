@@ -72,7 +72,8 @@ def look(args):
     took = []
     for tree in trees:
         env, command = os.environ | dict(PYTHONPATH=str(tree)), [sys.executable, '-c', LOOK]
-        said = subprocess.run([*command, str(args.n)], env=env, capture_output=True, text=True)
+        command += [str(args.n)]  # the working folder comes first on the path
+        said = subprocess.run(command, env=env, cwd=tree, capture_output=True, text=True)
         lines = [line.split() for line in said.stdout.splitlines()]
         took.append([float(line[1]) for line in lines if line[0] == 'took'][1:])
         if not took[-1]:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from . import __version__
 from .activations import Baseline
-from .catalogue import FIRES, Catalogue, english_first
+from .catalogue import FIRES, UNUSUAL, Catalogue, english_first
 from .images import data_uri, encoded, shrunk
 from .model import MultimodalLM
 from .neurons import KEY, neuron_name
@@ -221,10 +221,11 @@ def shown_groups(
     shown: pd.DataFrame,  # the rows of one neuron
     files: dict,  # image_id → file
 ) -> list[dict]:  # title, shots
-    "The images of a neuron, those at the image positions first"
+    "The images on which a neuron is unusually active, those at the image positions first"
     groups = []
     for place in (p for p in PLACES if p in set(shown.place)):
-        some = shown[shown.place == place].sort_values('above', ascending=False, kind='stable')
+        some = shown[(shown.place == place) & (shown.above > UNUSUAL)]
+        some = some.sort_values('above', ascending=False, kind='stable')
         maps = [
             m and np.frombuffer(m, np.float16).astype(np.float32).reshape(height, -1)
             for m, height in zip(some['map'], some.height)
@@ -238,7 +239,8 @@ def shown_groups(
             )
             for row, heat in zip(some.itertuples(), heat_layers(maps))
         ]
-        groups.append(dict(title=f'Images on which it is most active {WHERE[place]}', shots=shots))
+        title = 'Images on which it is' if shots else 'On none of the images is it'
+        groups.append(dict(title=f'{title} unusually active {WHERE[place]}', shots=shots))
     return groups
 
 # %% ../nbs/09a_atlas.ipynb #a7100020
@@ -302,7 +304,7 @@ NOTES = [
     'list these are of the neuron’s best row.',
     'Bright is where the neuron is more active than usual at that place of an image, from the '
     'median to the maximum of its maps on this page. sd: standard deviations of its activation '
-    'over all images that could have been shown.',
+    f'over all images that could have been shown. An image is shown if it is above {UNUSUAL}.',
 ]
 
 # %% ../nbs/09a_atlas.ipynb #a7100026
@@ -332,7 +334,7 @@ def catalogue_atlas(
     check_shown(catalogue, shown)
     if 'data' not in catalogue.rows:
         catalogue = Catalogue.joined({'': catalogue})
-    small = shown.drop_duplicates('image_id').sort_values('image_id')
+    small = shown[shown.above > UNUSUAL].drop_duplicates('image_id').sort_values('image_id')
     files = {name: f'images/{i:04}.jpg' for i, name in enumerate(small.image_id, 1)}
     (Path(out) / 'images').mkdir(parents=True, exist_ok=True)
     for name, content in zip(small.image_id, small.thumbnail):

@@ -440,7 +440,8 @@ command prints
     of the same layers;
   - the neurons that mean the noun: those that promote its words and are
     unusually active in this image, whether they carried it or not.
-It writes the same, with each neuron's heatmap, to one HTML page.
+It writes the same to one HTML page, with each neuron's heatmap and the images
+of the gallery where it is active.
 """
 
 # %% ../nbs/10_cli.ipynb #bc33ea4e

@@ -283,9 +283,8 @@ def check_bits(
 
 # %% ../nbs/007_pairs.ipynb #4d134bc0
 REPORT_ROWS = 13  # captions that a report generates at once, with neurons ablated
-PYTHON = (
-    1e9  # bytes: the process with its libraries, measured (`benchmarks/rehearsal.py --size small`)
-)
+# bytes: the process with its libraries, measured by `benchmarks/rehearsal.py --size small`
+PYTHON = 1.1e9
 
 
 def plan(
@@ -343,7 +342,7 @@ def require_memory(
     if needs.sum() <= free:
         return said
     fits = [f'{how} ({n / 1e9:.1f} GB)' for how, n in smaller().items() if n <= free]
-    fits += ["device_map='auto' (spread over devices)", "the preset 'pocket' (2.2 GB)"]
+    fits += ["device_map='auto' (spread over devices)", "the preset 'pocket' (2.3 GB)"]
     raise RuntimeError(
         f'{said}. Only {free / 1e9:.1f} GB are free there; smaller: {", ".join(fits)}'
     )

@@ -258,9 +258,9 @@ def figure_3(
     ax.spines[['top', 'right']].set_visible(False)
     ax.legend(frameon=False)
     note = f'Kolmogorov–Smirnov distance between the {kind}s of image prompts and of other tokens'
-    return Exhibit(
-        'Figure 3', run.sentence(f'{note} (the paper: CLIPScore), for'), distances(arms), fig
-    )
+    table = distances(arms)
+    table['p'] = ['< .001' if p < 0.001 else f'{p:.3f}' for p in table.p]
+    return Exhibit('Figure 3', run.sentence(f'{note} (the paper: CLIPScore), for'), table, fig)
 
 # %% ../nbs/06a_paper.ipynb #0a57cb53
 PUBLISHED_UNITS = {
@@ -411,6 +411,7 @@ def panels(
         ax.spines[:].set_visible(False)
     for ax in axes.flat[n:]:
         ax.set_visible(False)
+    fig.set_layout_engine('constrained', hspace=0.08)
     return fig, axes.ravel()
 
 # %% ../nbs/06a_paper.ipynb #92cfceb3
@@ -525,7 +526,8 @@ def figure_5(
         rows.append(row | mean_interval(both.top - both.random))
     axes[0].legend(frameon=False, loc='lower right')
     note = (
-        'Overlap of receptive fields and masks in images of one kind of object (number of images); '
+        'Overlap of receptive fields and masks in images of one kind of object (number of images; '
+        'faint dots: single images); '
         'ours, lo and hi are the mean difference between top and random, for'
     )
     return Exhibit('Figure 5', run.sentence(note), pd.DataFrame(rows), fig)

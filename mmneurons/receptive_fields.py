@@ -221,9 +221,9 @@ def plot_neurons(
     for ax, n, h in zip(axes[1:], neurons.itertuples(), heat):
         ax.imshow(overlay(image, h))
         if top and np.ptp(h):
-            ax.contour(
-                h, [np.quantile(h, 1 - top)], colors='#56b4e9', linewidths=1.2, linestyles='dashed'
-            )
+            level = [np.quantile(h, 1 - top)]
+            ax.contour(h, level, colors='black', linewidths=2.2)
+            ax.contour(h, level, colors='#56b4e9', linewidths=1.2, linestyles='dashed')
         if mask is not None:
             ax.contour(mask, [0.5], colors='white', linewidths=1)
         ax.set_title(neuron_name(n.layer, n.unit, n.sign), fontsize=10)
@@ -231,4 +231,5 @@ def plot_neurons(
     for ax in axes:
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
+    fig.set_layout_engine('constrained', hspace=0.08)
     return fig

@@ -450,7 +450,7 @@ def neuron_data(
         other=[show_token(t) for t in dict.fromkeys(row['other'])],
         heat=layer(heat),
         large=layer(heat, 6),
-        scale=(f'{low:.2g}', f'{high:.2g}'),
+        scale=[f'{value:.2g}'.replace('-', '−') for value in (low, high)],
         place=place(*divmod(int(heat.argmax()), len(heat[0])), heat.shape),
         others=[
             dict(o, heat=layer(o['heat'])) for o in others.drop(columns='image').to_dict('records')

@@ -730,7 +730,7 @@ def plot_log(
 ) -> Axes:
     "The curve of a run: loss of the batches, their running mean, and the held-out loss"
     ax = ax or Figure((6, 2.8), dpi=100, layout='constrained').subplots()
-    ax.plot(log.samples, log.loss, color='#bbccdd', lw=0.7, label='batches')
+    ax.plot(log.samples, log.loss, color='#8aa0bb', lw=0.7, label='batches')
     ax.plot(
         log.samples,
         log.loss.rolling(max(1, len(log) // 50), min_periods=1, center=True).mean(),

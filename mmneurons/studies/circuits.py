@@ -12,6 +12,8 @@ from contextlib import AbstractContextManager, contextmanager
 
 import matplotlib.pyplot as plt, pandas as pd, torch
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 
 from ..hooks import attached, clamp_neurons, differentiable, hook_neurons, on_input
 from ..model import HOST, MultimodalLM, Seen
@@ -238,7 +240,12 @@ def draw_circuit(
         )
         label = (labels or {}).get((layer, unit), '')
         name = f'head {unit}' if kind == 'head' else f'u{unit} {label}'
-        ax.annotate(name, place, (8, -4), textcoords='offset points', va='top', fontsize=9.5)
+        white = [withStroke(linewidth=2.5, foreground='white')]
+        how: dict = dict(textcoords='offset points', va='top', fontsize=9.5, path_effects=white)
+        ax.annotate(name, place, (8, -4), **how)
+    kinds = ('#d1762c', 'raises it'), ('#3b6fb6', 'lowers it')
+    lines = [Line2D([], [], color=colour, lw=3, alpha=0.6, label=label) for colour, label in kinds]
+    ax.legend(handles=lines, frameon=False, loc='upper right')
     ax.set(ylabel='block', xticks=[], yticks=range(len(rows)), yticklabels=rows)
     ax.margins(x=0.2, y=0.08)
     ax.spines[['top', 'right', 'bottom']].set_visible(False)

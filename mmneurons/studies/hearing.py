@@ -236,8 +236,11 @@ def plot_shared(
     own = arms['own sounds'].sort_values('same')
     rows, other = range(len(own)), arms['other sounds'].same[own.index]
     fig, ax = plt.subplots(figsize=(7, 0.19 * len(own) + 1), layout='constrained')
-    ax.plot(own.same, rows, 'o', color='#3b6fb6', label='the same word')
-    ax.plot(other, rows, 'o', color='#3b6fb6', mfc='none', label='asked for it, another sound')
+    whole: dict = dict(clip_on=False)  # markers at zero
+    ax.plot(own.same, rows, 'o', color='#3b6fb6', label='the same word', **whole)
+    ax.plot(
+        other, rows, 'o', color='#3b6fb6', mfc='none', label='asked for it, another sound', **whole
+    )
     ax.plot(own.others, rows, 'x', color='#999999', label="other words' images")
     ax.plot(own.chance, rows, '|', color='#c44e52', label='random neurons')
     label = 'proportion of the neurons for sounds that are neurons for images'

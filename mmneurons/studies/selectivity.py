@@ -160,7 +160,9 @@ def plot_selectivity(
     size = 0.5 * len(matrix.columns) + 1.6, 0.45 * len(matrix) + 1
     fig, ax = plt.subplots(figsize=size, layout='constrained')
     bar, look = dict(label='relative to the highest class'), dict(annot=True, fmt='.2f')
-    sns.heatmap(matrix, vmin=0, vmax=1, cmap='viridis', cbar_kws=bar, ax=ax, **look)
+    sns.heatmap(matrix, vmin=0, vmax=1, cmap='Blues', cbar_kws=bar, ax=ax, **look)
+    ax.tick_params(axis='y', rotation=0)
+    ax.tick_params(axis='x', rotation=45)
     for name in matrix.index.intersection(matrix.columns):
         at = matrix.columns.get_loc(name), matrix.index.get_loc(name)
         ax.add_patch(plt.Rectangle(at, 1, 1, fill=False, ec='#d55e00', lw=2.5, clip_on=False))

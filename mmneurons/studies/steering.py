@@ -198,7 +198,7 @@ def plot_steering(
     column: str = 'turned',  # what is drawn
     label: str = 'captions turned, %',  # of the vertical axis
     times: float = 100,  # what the values are multiplied by
-    colours=('#9bb8e0', '#5f8fd0', '#1f4e9c', '#d1762c'),  # one an arm; random ones are grey
+    colours=('#7fa6dc', '#4f80c4', '#1f4e9c', '#d1762c'),  # one an arm; random ones are grey
 ) -> Figure:
     "A mean over pairs against the strength, one panel for each way of driving; a matplotlib figure"
     ways = list(table.how.drop_duplicates())
@@ -214,10 +214,10 @@ def plot_steering(
             by = values.groupby('strength').value
             x, bands = [at[s] for s in by.groups], by.agg(interval)
             ax.plot(x, by.mean(), marker='o', ms=4, color=colour, label=arm)
-            ax.fill_between(x, bands.str[0], bands.str[1], color=colour, alpha=0.2)
+            ax.fill_between(x, bands.str[0], bands.str[1], color=colour, alpha=0.12)
         labels = [f'{s:g}' for s in at]
         ax.set(title=how, xticks=range(len(at)), xticklabels=labels, xlabel=STRENGTHS.get(how, how))
         ax.spines[['top', 'right']].set_visible(False)
     axes[0, 0].set(ylabel=label)
-    axes[0, -1].legend(frameon=False)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside right upper', frameon=False)
     return fig

@@ -151,7 +151,7 @@ def plot_comparison(
     table: pd.DataFrame,  # from `compare_catalogues`
 ) -> Figure:
     "How many neurons each pair has, how many two share, and in which layers they are"
-    fig, axes = plt.subplots(1, 3, figsize=(11, 3), layout='constrained')
+    fig, axes = plt.subplots(1, 3, figsize=(9, 3), layout='constrained')
     every, found = table[table.layer < 0], table[(table.layer >= 0) & (table.kind == 'found')]
     for ax, kind in zip(axes, ('found', 'shared')):
         bars(ax, every[every.kind == kind])
@@ -159,10 +159,12 @@ def plot_comparison(
     axes[1].set_title('the same neurons in two pairs', fontsize=10)
     for pair, rows in found.groupby('pair', sort=False):
         (line,) = axes[2].plot(rows.layer, rows.found, 'o-', ms=4, label=pair)
-        axes[2].plot(rows.layer, rows.expected, ':', color=line.get_color())
+        axes[2].plot(rows.layer, rows.expected, '.:', color=line.get_color())
     axes[2].set_title('by layer (dotted: by chance)', fontsize=10)
-    axes[2].set(xlabel='layer', ylim=(0, None))
-    axes[2].xaxis.get_major_locator().set_params(integer=True)
+    axes[2].set(xlabel='layer', ylabel='neurons', ylim=(0, None))
+    axes[0].set_ylim(0, 1.35 * axes[0].get_ylim()[1])  # room for the legend
+    layers = sorted(found.layer.unique())
+    axes[2].set_xticks(layers[:: max(1, len(layers) // 8)])
     for ax in axes:
         ax.spines[['top', 'right']].set_visible(False)
     axes[0].legend(frameon=False, fontsize=8)
