@@ -24,7 +24,7 @@ from PIL import Image
 from . import __version__
 from .ablation import ablation_curve
 from .activations import Baseline, as_baseline
-from .attribution import Attribution, attribute, top_neurons
+from .attribution import Attribution, attribute_words, top_neurons
 from .catalogue import Catalogue, meaning_neurons, own_catalogue, with_tokens
 from .data import gallery
 from .images import data_uri, one_line
@@ -33,6 +33,7 @@ from .naming import degenerate, naming_rate
 from .neurons import KEY, neuron_name, random_ranking
 from .pairs import credits
 from .receptive_fields import heatmap, heatmaps
+from .targets import choose_target
 from .text import same_noun
 
 # %% ../nbs/09_report.ipynb #b1d57811
@@ -175,10 +176,11 @@ def look(
 ) -> Look:
     "Caption an image; find the neurons that carried one word and those that mean it; ablate, decode and locate them"
     seen, baseline = mm.see(image, True, image_id), as_baseline(mm, baseline)
-    a = attribute(mm, seen, target, baseline=baseline)
+    word = choose_target(mm, seen, target)
+    words = [word, wrong_word(word.word)]
+    a, other = attribute_words(mm, seen, words, baseline=baseline)
     catalogue = own_catalogue(mm) if catalogue is None else catalogue
     catalogue = catalogue if catalogue and catalogue.covers(a.target) else None
-    other = attribute(mm, seen, wrong_word(a.target), baseline=baseline)
     carried = described(mm, top_neurons(a, k)).assign(block='carried')
     means = described(mm, found_meaning(mm, seen, a.target, catalogue, k, baseline)).assign(
         block='means'
