@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['unit_activations', 'patch_activations', 'neuron_activations', 'stored_tensors', 'fingerprint', 'Baseline',
-           'refuse_open_hooks', 'default_file', 'default_baseline', 'as_baseline']
+           'refuse_open_hooks', 'gallery_baseline_file', 'default_baseline', 'as_baseline']
 
 # %% ../nbs/01a_activations.ipynb #91a65473
 from collections.abc import Iterator
@@ -220,7 +220,7 @@ def refuse_open_hooks(
         )
 
 # %% ../nbs/01a_activations.ipynb #4d4533d5
-def default_file(
+def gallery_baseline_file(
     mm: MultimodalLM,  # the model
 ) -> Path:
     "Where its baseline over the gallery is kept; an error where the model does not take images"
@@ -234,7 +234,7 @@ def default_baseline(
     mm: MultimodalLM,  # the model
 ) -> Baseline:
     "The baseline over the gallery: read from the cache folder, or measured and kept there"
-    file = default_file(mm)
+    file = gallery_baseline_file(mm)
     with suppress(FileNotFoundError, ValueError):  # a damaged file is measured again
         return Baseline.load(file)
     found = Baseline.over(mm, [example.image for example in gallery()], 'the gallery')
