@@ -164,6 +164,18 @@ def generalised(run):
     return run
 
 
+def checked_auc(acts, own, row, draws=2000):
+    "AUC of a neuron on other images, its interval over them, and the share of its layer that is better with either sign"
+    if not own.any():
+        return {}
+    aucs, rng = roc_auc(acts * row.sign, own), np.random.default_rng(0)
+    some = rng.integers(len(own), size=(draws, len(own)))
+    again = [roc_auc(acts[row.unit, i][None] * row.sign, own[i])[0] for i in some]
+    lo, hi = np.nanquantile(again, [0.025, 0.975])
+    better = (np.maximum(aucs, 1 - aucs) > aucs[row.unit]).mean()
+    return dict(auc=aucs[row.unit], lo=lo, hi=hi, better=better, n=len(own), own=int(own.sum()))
+
+
 def run_general(args, mm):
     "Neurons of the corpus for general nouns, and their AUC on cut-outs never trained on and on CIFAR-10"
     work, data = Path(args.work), drawn_concepts(args.corpus, args.drawn)
@@ -177,9 +189,11 @@ def run_general(args, mm):
     other = generalised(record_activations(mm, parts, work / 'cifar'))
     for row in rows.itertuples():
         for name, recording, some in ('unseen', run, unseen), ('cifar', other, slice(None)):
-            acts = recording.layer(row.layer, row.place)[:, some] * row.sign
-            aucs = roc_auc(acts, recording.own([row.concept])[0][some])
-            rows.loc[row.Index, [name, f'{name}_random']] = aucs[row.unit], aucs.mean()
+            acts = recording.layer(row.layer, row.place)[:, some]
+            for what, value in checked_auc(
+                acts, recording.own([row.concept])[0][some], row
+            ).items():
+                rows.loc[row.Index, f'{name}_{what}'] = value
     counts = count_table(evidence).query('layer == -1 and stage == "confirmed" and auc == .85')
     counts = counts.drop(columns=['auc', 'stage', 'layer', 'fdr']).assign(concepts=len(names))
     rows = with_tokens(mm, rows).drop(columns=['tokens', 'other', 'activation'])
