@@ -4,7 +4,8 @@
 
 For each held-out CIFAR-10 image that the pocket names right: the 1 to 200 highest-scoring neurons of the image by
 contrast, those of another image's own noun (another class), those of a wrong word asked of the same image, eq. 2 with sum
-and with maximum, and random ones of the same layers. Each set is set to its mean over training images of the same domain
+and with maximum, and random ones of the same layers. The own and the wrong word's highest are also taken apart: those in
+both sets, those of the own word only, and those of the wrong word only; `n` is how many these are. Each set is set to its mean over training images of the same domain
 at each position, to another image's activations (resampling), or to zero, at the image positions. The table keeps by how
 much the noun's log probability falls, so a new score costs minutes. A run goes on with the sets that the table lacks.
 """
@@ -31,7 +32,9 @@ ROOT = Path(__file__).resolve().parents[1]
 COUNTS = dict.fromkeys(['eq. 2, sum', 'eq. 2, maximum', 'random'], (25,))
 COUNTS |= dict.fromkeys(['another noun', 'wrong word'], (25, 100, 200))
 COUNTS |= {'contrast': (1, 5, 10, 25, 100, 200)}
-CAPTIONED = 25, 100  # of the sets with several sizes, under the mean and resampling
+COUNTS |= dict.fromkeys(['shared', 'own only', 'wrong word only'], (25, 200))
+# under the mean and resampling the captions of these are generated too
+CAPTIONED = {(r, k) for r in ('contrast', 'another noun', 'wrong word') for k in (25, 100)}
 
 
 def cifar(folder, split, n, seed):
@@ -51,18 +54,40 @@ def named_right(mm, folder, seed=0):
             yield n, ex, seen
 
 
-def rankings(mm, seen, a, donor, donor_a, baseline, seed):
-    "{name: ranking} of one image; `donor` is an image of another class"
-    target = choose_target(mm, seen, a.target)
-    wrong = attribute(mm, seen, donor_a.target, baseline=baseline)
+def neuron_sets(mm, seen, a, donor_a, baseline, seed, keys):
+    "The neurons of each (ranking, number) of `keys`; `donor_a` is of an image of another class"
     own = top_neurons(a, 200)
-    return target, {
-        'contrast': own,
-        'another noun': top_neurons(donor_a, 200),
-        'wrong word': top_neurons(wrong, 200),
-        'eq. 2, sum': top_neurons(attribute(mm, seen, target, method='eq2'), 25),
-        'eq. 2, maximum': top_neurons(attribute(mm, seen, target, paper=True), 25),
-        'random': random_ranking(own.head(25), mm.n_units, seed),
+    rankings = {
+        'contrast': lambda: own,
+        'another noun': lambda: top_neurons(donor_a, 200),
+        'wrong word': lambda: top_neurons(
+            attribute(mm, seen, donor_a.target, baseline=baseline), 200
+        ),
+        'eq. 2, sum': lambda: top_neurons(attribute(mm, seen, a.target, method='eq2'), 25),
+        'eq. 2, maximum': lambda: top_neurons(attribute(mm, seen, a.target, paper=True), 25),
+        'random': lambda: random_ranking(own.head(25), mm.n_units, seed),
+    }
+    apart = {'shared', 'own only', 'wrong word only'}
+    needed = {ranking for ranking, _ in keys}
+    needed = needed - apart | {'wrong word'} if needed & apart else needed
+    ranked = {name: rankings[name]() for name in needed}
+    return [
+        taken_apart(own.head(k), ranked['wrong word'].head(k))[ranking]
+        if ranking in apart
+        else ranked[ranking].head(k)
+        for ranking, k in keys
+    ]
+
+
+def taken_apart(own, wrong):
+    "Two sets of neurons as those in both, and those in one of them only"
+    key = ['layer', 'unit']
+    mine, theirs = (pd.MultiIndex.from_frame(t[key]) for t in (own, wrong))
+    both = mine.isin(theirs)
+    return {
+        'shared': own[both],
+        'own only': own[~both],
+        'wrong word only': wrong[~theirs.isin(mine)],
     }
 
 
@@ -75,9 +100,9 @@ def captions_without(mm, seen, tables, value):
 
 def measure(mm, ex, seen, a, donor, donor_a, baseline, seed, keys):
     "The rows of one image: what ablating each (ranking, number of neurons) of `keys` does"
-    target, ranked = rankings(mm, seen, a, donor, donor_a, baseline, seed)
-    sets = [ranked[r].head(k) for r, k in keys]
-    spoken = [i for i, (r, k) in enumerate(keys) if len(COUNTS[r]) > 1 and k in CAPTIONED]
+    target = choose_target(mm, seen, a.target)
+    sets = neuron_sets(mm, seen, a, donor_a, baseline, seed, keys)
+    spoken = [i for i, key in enumerate(keys) if key in CAPTIONED]
     values = dict(mean=baseline, resample=unit_activations(mm, donor), zero=0.0)
     rows = []
     for name, value in values.items():
@@ -96,6 +121,7 @@ def measure(mm, ex, seen, a, donor, donor_a, baseline, seed, keys):
                     donor=donor_a.target,
                     ranking=ranking,
                     k=k,
+                    n=len(sets[i]),
                     value=name,
                     log_prob=found.log_prob[i],
                     logit=found.logit[i],

@@ -269,11 +269,13 @@ def bytes_saved(
 def check_bits(
     bits: int | None,  # 8 or 4; None: nothing is quantised
     device: str,  # where the language model goes
+    device_map=None,  # as in `load_parts`: where its parts go instead
 ):
     "Refuse what cannot be quantised here, or would give wrong scores, before anything is read"
     if bits not in (None, 8, 4):
         raise ValueError(f'bits is 8 or 4, not {bits}')
-    if bits == 4 and torch.device(device).type == 'cpu':
+    places = device_map.values() if isinstance(device_map, dict) else [device]
+    if bits == 4 and {'cpu', 'disk'} & {str(place).partition(':')[0] for place in places}:
         raise ValueError(
             'bits=4 is refused on a CPU, where its gradients, and so all scores, can be zero: '
             'take bits=8, or a GPU'
@@ -668,7 +670,7 @@ def load_parts(
     pair = find_pair(name, revision)
     config, spec, label = pair.config, pair.spec, name if isinstance(name, str) else pair.config.lm
     dtype = dtype or getattr(torch, config.dtype)
-    check_bits(bits, device)
+    check_bits(bits, device, device_map)
     with usual_defaults():
         shapes = plan(config, spec, dtype, bits=bits, device=device)
         free = float('inf') if device_map else None
