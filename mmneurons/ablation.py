@@ -10,8 +10,10 @@ __all__ = ['PAPER_KS', 'COLOURS', 'ablation_values', 'ablate', 'target_probabili
 # %% ../nbs/05_ablation.ipynb #c1dfd96e
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
+from numbers import Real
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -46,7 +48,9 @@ def ablation_values(
             layer, unit, to = (table[c].tolist() for c in ('layer', 'unit', value))
             at[row, layer, unit] = torch.tensor(to, **HOST)
         return at
-    number = isinstance(value, (int, float))
+    number = isinstance(value, Real)
+    if number and not np.isfinite(value):
+        raise ValueError(f'{value} is no activation: give a finite number')
     if positions != 'image' and not number:
         raise ValueError(
             "a mean and another image's activations are known at the image positions only: "
@@ -198,9 +202,20 @@ def ablation_curve(
     if isinstance(value, str) and value == 'mean':
         value = default_baseline(mm)
     known = len(images) if isinstance(images, Sized) else None
-    bar = tqdm(zip(images, attributions), total=known, desc='ablation', unit='image', disable=None)
+    bar = tqdm(
+        zip(images, attributions, strict=True),
+        total=known,
+        desc='ablation',
+        unit='image',
+        disable=None,
+    )
     ks, curves = list(default_ks(mm) if ks is None else ks), []
     for image, a in bar:
+        if any(a.image_id == curve.image_id[0] for curve in curves):
+            raise ValueError(
+                f'two images are called {a.image_id!r}, so their curves could not be told apart: '
+                'give each a name, with image_ids where they are attributed'
+            )
         own = arms(a) if callable(arms) else arms
         curves.append(image_curve(mm, image, a, own, ks, value, positions, caption, batch_size))
     if not curves:

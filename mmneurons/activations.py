@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from .data import gallery
 from .hooks import hook_neurons, hooks_open
 from .model import HOST, MultimodalLM
+from .neurons import KEY, require_neurons
 from .runs import write_atomic
 from .weights import cache_dir
 
@@ -60,7 +61,8 @@ def patch_activations(
     neurons: pd.DataFrame,  # columns layer, unit, sign
 ) -> torch.Tensor:  # (neuron, patch)
     "The rows of `neurons`, positive where a neuron acts in the direction of its sign"
-    layer, unit, sign = (neurons[c].tolist() for c in ('layer', 'unit', 'sign'))
+    own = require_neurons(neurons, *acts.shape[:2])
+    layer, unit, sign = (own[c].tolist() for c in KEY)
     return acts[layer, unit] * torch.tensor(sign, **HOST)[:, None]
 
 # %% ../nbs/01a_activations.ipynb #8e6ba806
@@ -72,6 +74,7 @@ def neuron_activations(
     "The activations of some neurons at each patch, positive where a neuron acts in the direction of its sign"
     if not len(neurons):
         raise ValueError('there are no neurons to read')
+    neurons = require_neurons(neurons, mm.n_layers, mm.n_units)
     layers, units = (torch.tensor(neurons[c].to_numpy(), device='cpu') for c in ('layer', 'unit'))
     out = torch.zeros(len(neurons), mm.n_patches, **HOST)
 

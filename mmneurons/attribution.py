@@ -213,10 +213,13 @@ def resolve_method(
     if isinstance(method, str) and method not in METHODS:
         raise ValueError(f'method is one of {", ".join(METHODS)}, or a function, not {method!r}')
     function = METHODS[method] if isinstance(method, str) else method
+    if not inspect.isfunction(function):
+        raise TypeError(f'a method is a function made with def, not {type(function).__name__}')
     parameters = inspect.signature(function).parameters.values()
     known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     if unknown := set(options) - set(known):
         there = f'its options are {", ".join(known)}' if known else 'it has none'
+        there += ' (an option is a keyword-only argument, behind a *)'
         raise TypeError(f'{sorted(unknown)[0]!r} is no option of {function.__name__}: {there}')
     return function
 
@@ -286,6 +289,8 @@ def top_neurons(
             'specific is what to rank against (mean scores, or other Attributions), '
             'and interpretable is a table of neurons, such as decode gives'
         )
+    if not isinstance(k, int) or k < 0:
+        raise ValueError(f'k is a number of neurons, not {k!r}')
     a, usual = attribution, specific
     if usual is not None and not torch.is_tensor(usual):
         usual = torch.stack([o.scores for o in usual]).mean(0)
@@ -361,14 +366,26 @@ def attribute_batch(
     one_way = mm.family.up and method in (eq2, grad_x_act)  # the activation of an ungated MLP
 
     def each(layer, row, i, scores, acts, change):
+        at = position_slice(mm, targets[row][i], positions)
+        shape = (at.stop - at.start, mm.n_units)
+        if layer in found[row, i] or {scores.shape, acts.shape, change.shape} != {shape}:
+            raise ValueError(
+                f'{method.__name__} calls each once for a layer, an image and a target, with three '
+                f'tensors (position, unit), here {shape}; it called it {1 + (layer in found[row, i])} '
+                f'times for layer {layer}, now with {tuple(scores.shape)}'
+            )
         one = reduce_positions(scores, acts, change, reduce, not one_way)
-        start = position_slice(mm, targets[row][i], positions).start
-        one['patch'] += start - mm.image_positions.start
+        one['patch'] += at.start - mm.image_positions.start
         if full:
             one['full'] = scores.T.float()
         found[row, i][layer] = {name: tensor.cpu() for name, tensor in one.items()}
 
     logits = method(mm, seen, targets, each, positions, **options)
+    if not torch.is_tensor(logits) or any(len(layers) < mm.n_layers for layers in found.values()):
+        raise ValueError(
+            f'{method.__name__} calls each for every layer, image and target, and returns the logits '
+            '(target, vocab)'
+        )
     results, probs = [[] for _ in seen], logits.float().softmax(-1)
     for ((row, i), layers), p in zip(found.items(), probs):
         names = TENSORS if full else TENSORS[:-1]

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from .families import output_vectors, readout
 from .model import HOST, MultimodalLM
-from .neurons import KEY
+from .neurons import KEY, require_neurons
 from .text import same_noun
 
 # %% ../nbs/03_decoding.ipynb #0ade7c2c
@@ -114,8 +114,8 @@ def decode(
         raise TypeError(
             'lens is a tensor (layer, d_model, d_model): jacobian_lens and tuned_lens make one, load_lens reads one'
         )
-    out = []
-    for (layer, sign), group in neurons[KEY].drop_duplicates().groupby(['layer', 'sign']):
+    own, out = require_neurons(neurons, mm.n_layers, mm.n_units), []
+    for (layer, sign), group in own.drop_duplicates().groupby(['layer', 'sign']):
         units = group.unit.to_list()
         for i in range(0, len(units), chunk):
             out.append(decode_layer(mm, layer, units[i : i + chunk], [sign], k, norm, lens))

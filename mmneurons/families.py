@@ -271,6 +271,18 @@ class NeuronLM(nn.Module):
         self.n_layers, self.n_units = len(self.blocks), _units(self)
         _require_plain(lm.get_output_embeddings(), 'the head')
 
+    def train(
+        self,
+        mode: bool = True,  # only False: the models are frozen
+    ) -> 'NeuronLM':
+        "Refused where it would switch on dropout; `eval` does nothing new"
+        if mode:
+            raise ValueError(
+                'both models are frozen, and in training mode dropout would change every number; '
+                'train_projection trains the projection as it is'
+            )
+        return super().train(False)
+
     def down(self, layer: int) -> nn.Module:  # 0 is the first block
         "The output projection of one block's MLP"
         return attrgetter(self.family.down)(self.blocks[layer])

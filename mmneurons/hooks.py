@@ -12,10 +12,13 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
+from threading import get_ident
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
+
+from .neurons import require_neurons
 
 # %% ../nbs/002_hooks.ipynb #660a3954
 @dataclass(eq=False)
@@ -27,6 +30,7 @@ class Tap:
     side: str  # 'input' or 'output'
     name: str = 'hidden_states'  # the input's name, where the module is called with keywords
     ran: bool = False  # whether `fn` was called since the context was opened
+    thread: int | None = None  # in which the context is open
 
     def before(
         self,
@@ -35,6 +39,8 @@ class Tap:
         kwargs: dict,  # what it is called with by name
     ) -> tuple[tuple, dict] | None:  # what it is called with instead; None: the same
         "Read or replace the module's input"
+        if get_ident() != self.thread:
+            return None
         if not args and self.name not in kwargs:
             raise TypeError(f'{type(module).__name__} was called without {self.name!r}')
         self.ran = True
@@ -50,6 +56,8 @@ class Tap:
         out: torch.Tensor | tuple,  # what it returns
     ) -> torch.Tensor | tuple | None:  # what it returns instead; None: the same
         "Read or replace the module's output"
+        if get_ident() != self.thread:
+            return None
         first = out[0] if isinstance(out, tuple) else out
         if not torch.is_tensor(first):
             raise TypeError(f'{type(module).__name__} returns no tensor but {type(out).__name__}')
@@ -59,7 +67,7 @@ class Tap:
 
     def register(self) -> RemovableHandle:  # its `remove` takes the hook away
         "Hand the function to PyTorch"
-        self.ran = False
+        self.ran, self.thread = False, get_ident()
         if self.side == 'input':
             return self.module.register_forward_pre_hook(self.before, with_kwargs=True)
         return self.module.register_forward_hook(self.after)
@@ -189,16 +197,8 @@ def neuron_masks(
     "Which neurons of which row; a neuron that the model does not have is an error"
     mask = torch.zeros(len(tables), mm.n_layers, mm.n_units, dtype=torch.bool, device='cpu')
     for row, table in enumerate(tables):
-        at = (table[c].to_numpy(int) for c in ('layer', 'unit'))
-        layer, unit = (torch.tensor(column, device='cpu') for column in at)
-        wrong = (layer < 0) | (layer >= mm.n_layers) | (unit < 0) | (unit >= mm.n_units)
-        if wrong.any():
-            first = wrong.nonzero()[0, 0]
-            raise ValueError(
-                f'there is no unit {unit[first]} in layer {layer[first]}: '
-                f'the model has {mm.n_layers} layers of {mm.n_units}, counted from 0'
-            )
-        mask[row, layer, unit] = True
+        own = require_neurons(table, mm.n_layers, mm.n_units, ('layer', 'unit'))
+        mask[row, own.layer.tolist(), own.unit.tolist()] = True
     return mask
 
 # %% ../nbs/002_hooks.ipynb #c2f4a2a4

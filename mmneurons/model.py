@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['HOST', 'SoftPromptLM', 'contiguous_head', 'ends_of', 'plain_generation', 'CaptioningLM', 'Seen', 'SeeingLM',
-           'usable_device', 'MultimodalLM', 'tiny_model']
+           'usable_device', 'require_finite', 'MultimodalLM', 'tiny_model']
 
 # %% ../nbs/00_model.ipynb #ac3478d6
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice, repeat
+from itertools import islice, zip_longest
 from typing import Any, Self
 
 import torch
 from huggingface_hub import HfApi
+from PIL import Image
 from PIL.Image import Image as PILImage
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -218,11 +219,48 @@ class Seen:
 # %% ../nbs/00_model.ipynb #c0a11eba
 def _encoded(mm, part):
     "`Seen`s without captions of some (image, caption, name); what is seen already stays"
+    for image, *_ in part:
+        if isinstance(image, Seen):
+            _require_own(mm, image)
     new = [as_image(image) for image, *_ in part if not isinstance(image, Seen)]
     rows = zip(new, mm.patches(new) if new else ())
     fresh = (Seen(image, p, mm.project(p)[None]) for image, p in rows)
     seen = [image if isinstance(image, Seen) else next(fresh) for image, *_ in part]
-    return [replace(s, image_id=name) if name else s for s, (*_, name) in zip(seen, part)]
+    names = (name for *_, name in part)
+    return [replace(s, image_id=str(name)) if name else s for s, name in zip(seen, names)]
+
+# %% ../nbs/00_model.ipynb #seenrow0
+def _require_own(mm, seen):
+    "Refuse what another model saw, or this one with another projection"
+    fits = seen.patches.shape[-1] == mm.d_image and seen.soft_prompt.shape[-1] == mm.d_model
+    own = mm.project(seen.patches).float()[None] if fits else None
+    given = seen.soft_prompt.to(own) if fits else None
+    if not fits or (own - given).norm() > 0.02 * own.norm():
+        raise ValueError(
+            f'{seen!r} is of another model, or of this one before its projection changed: '
+            'hand over the image itself'
+        )
+
+# %% ../nbs/00_model.ipynb #seenrow1
+def _require_several(images, *columns):
+    "Refuse one image, or one text, where several are expected: its rows, or letters, would be taken for them"
+    if isinstance(images, (str, Seen, PILImage)) or 2 <= getattr(images, 'ndim', 0) <= 3:
+        raise TypeError('images: a list is expected, and for one image [image]')
+    if any(isinstance(column, str) for column in columns):
+        raise TypeError('captions, image_ids: a list with an entry for each image is expected')
+
+# %% ../nbs/00_model.ipynb #seenrow2
+def _in_step(images, captions, image_ids):
+    "(image, caption, name) of each image; an error where there are fewer or more of these than images"
+    given = {} if isinstance(captions, bool) else dict(captions=captions)
+    given |= {} if image_ids is None else dict(image_ids=image_ids)
+    _require_several(images, *given.values())
+    end = object()
+    for row in zip_longest(images, *given.values(), fillvalue=end):
+        if any(value is end for value in row):
+            raise ValueError(f'{" and ".join(given)}: give as many as there are images')
+        values = dict(captions=captions, image_ids='') | dict(zip(given, row[1:]))
+        yield row[0], values['captions'], values['image_ids']
 
 # %% ../nbs/00_model.ipynb #c0a11eb9
 class SeeingLM(CaptioningLM):
@@ -257,8 +295,7 @@ class SeeingLM(CaptioningLM):
         batch_size: int = 8,  # images at a time
     ) -> Iterator[Seen]:
         "Each image as the model sees it, encoded and captioned in batches"
-        each = repeat(captions) if isinstance(captions, bool) else captions
-        rows = zip(images, each, repeat('') if image_ids is None else image_ids)
+        rows = _in_step(images, captions, image_ids)
         while part := list(islice(rows, batch_size)):
             with torch.no_grad():
                 seen = self.captioned(_encoded(self, part), [caption for _, caption, _ in part])
@@ -282,6 +319,7 @@ class SeeingLM(CaptioningLM):
         **generate,  # further arguments of transformers' `generate`
     ) -> list[str]:
         "The caption of each image now, under whatever context is open"
+        _require_several(images)
         images, texts = iter(images), []
         while part := list(self.see_all(islice(images, batch_size), False, batch_size=batch_size)):
             prompts = torch.cat([s.soft_prompt for s in part])
@@ -313,6 +351,18 @@ def usable_device(
         raise ValueError(f'there is no {asked.type!r} device on this machine; use cpu')
     return asked
 
+# %% ../nbs/00_model.ipynb #finite01
+@torch.no_grad()
+def require_finite(
+    mm,  # a `MultimodalLM` in half precision
+):
+    "Send one image through the pair, and refuse a number format in which it overflows"
+    images = [Image.linear_gradient('L').convert('RGB')]
+    if not mm.next_probabilities(mm.soft_prompt(images)).isfinite().all():
+        raise ValueError(
+            f'the numbers of {mm.config.lm} are not finite in float16: load it with dtype bfloat16 or float32'
+        )
+
 # %% ../nbs/00_model.ipynb #0716d970
 class MultimodalLM(SeeingLM):
     "A pair of models as it is loaded and saved: the class that all chapters use"
@@ -336,6 +386,8 @@ class MultimodalLM(SeeingLM):
         if parts.projection:
             load_projection(mm, parts.projection)
         mm.encoder.to(mm.device), mm.projection.to(mm.device)
+        if mm.lm.get_input_embeddings().weight.dtype is torch.float16:
+            require_finite(mm)
         return mm
 
     def save_pretrained(

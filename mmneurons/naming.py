@@ -145,7 +145,8 @@ class Rate:
         if not self.images:
             return 'nobody measured how often this pair names an object rightly'
         if not self.said:
-            return f'this pair never named {self.noun!r} in {self.images} validation images'
+            said = f'this pair never named {self.noun!r} in {self.images} validation images'
+            return f'{said}: read nothing into its neurons'
         low, high = self.interval
         text = f'this pair named {self.noun!r} in {self.said} validation images, rightly in {self.right} '
         text += f'({100 * self.share:.0f} %, 95 % interval {100 * low:.0f} to {100 * high:.0f} %)'

@@ -25,7 +25,7 @@ from . import __version__
 from .ablation import ablation_curve
 from .activations import Baseline, as_baseline
 from .attribution import Attribution, attribute_words, top_neurons
-from .catalogue import Catalogue, meaning_neurons, own_catalogue, with_tokens
+from .catalogue import KINDS, Catalogue, meaning_neurons, own_catalogue, with_tokens
 from .data import gallery
 from .images import data_uri, one_line
 from .model import MultimodalLM, Seen
@@ -34,7 +34,8 @@ from .neurons import KEY, neuron_name, random_ranking
 from .pairs import credits
 from .receptive_fields import heatmap, heatmaps
 from .targets import choose_target
-from .text import same_noun
+from .text import first_noun, same_noun
+from .wordnet import related
 
 # %% ../nbs/09_report.ipynb #b1d57811
 def described(
@@ -61,9 +62,10 @@ COUNTS = 1, 5, 10, 25
 def wrong_word(
     noun: str,  # the word that is explained
 ) -> str:
-    "A wrong word for the control: the first of the gallery's in alphabetical order that is not the word itself"
+    "A wrong word for the control: the first of the gallery's in alphabetical order that names nothing of the same kind"
     nouns = sorted({row['nouns'].split()[0] for row in gallery().rows})
-    return next(other for other in nouns if not same_noun(other, noun))
+    near = KINDS[0] + KINDS[1]
+    return next(o for o in nouns if not same_noun(o, noun) and related(o, noun) not in near)
 
 
 def ablation_effect(
@@ -108,7 +110,7 @@ class Look:
     neurons: pd.DataFrame  # as from `described`; `block`: 'carried' or 'means'; `firing`: sd above the usual, of 'means'
     heat: np.ndarray  # (neuron, row, column): activation beyond the usual, a value for each patch
     ablation: pd.DataFrame  # as `ablation_effect` gives it
-    about: dict  # trust, caption_fault, relation, other, catalogued, grid, n_neurons, seed, baseline, weights: see `look`
+    about: dict  # trust, asked, caption_fault, relation, other, catalogued, grid, n_neurons, seed, baseline, weights: see `look`
 
     def block(
         self,
@@ -179,7 +181,7 @@ def look(
     word = choose_target(mm, seen, target)
     words = [word, wrong_word(word.word)]
     a, other = attribute_words(mm, seen, words, baseline=baseline)
-    catalogue = own_catalogue(mm) if catalogue is None else catalogue
+    catalogue = own_catalogue(mm) if catalogue is None else catalogue.check(mm)
     catalogue = catalogue if catalogue and catalogue.covers(a.target) else None
     carried = described(mm, top_neurons(a, k)).assign(block='carried')
     means = described(mm, found_meaning(mm, seen, a.target, catalogue, k, baseline)).assign(
@@ -187,7 +189,8 @@ def look(
     )
     neurons = pd.concat([carried, means] if len(means) else [carried], ignore_index=True)
     about = dict(
-        trust=str(naming_rate(mm, a.target)),
+        trust=str(naming_rate(mm, first_noun(a.caption) or a.target)),
+        asked=target is not None,
         caption_fault=degenerate(a.caption),
         relation=relation_of(a, means, n_ablated),
         other=other.target,
@@ -234,7 +237,7 @@ def token_text(
     english = [show_token(t) for t in dict.fromkeys(row.english)][:n]
     other = [show_token(t) for t in dict.fromkeys(row.other)][: n - len(english)]
     if not english:
-        return ', '.join(other)
+        return ', '.join(other or [repr(t) for t in row.tokens[:n]])
     return ', '.join(english) + ('; also ' + ', '.join(other) if other else '')
 
 # %% ../nbs/09_report.ipynb #cb4e5208
@@ -278,9 +281,8 @@ def as_text(
     ]
     lines += [f'  note: {one_line(note)}' for note in a.notes]
     if about['caption_fault']:
-        lines.append(
-            f'  this caption is no language ({about["caption_fault"]}): name a word with --target'
-        )
+        way_out = '' if about['asked'] else ': name a word with --target'
+        lines.append(f'  this caption is no language ({about["caption_fault"]}){way_out}')
     lines += [*wrapped(about['trust'], width), '', *block_lines(look, 'carried', width), '']
     lines.append(f'    {"set to their usual activation":42}P({word})  caption')
     for r in table[table.n_ablated.isin([0, table.n_ablated.max()])].itertuples():

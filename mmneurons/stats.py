@@ -38,9 +38,11 @@ def permutation_p(
     diff,  # one difference an image
     n: int = 9999,  # exchanges; all of them, where there are no more
     seed: int = 0,  # of the exchanges
-) -> float:  # p, two-sided
+) -> float:  # p, two-sided; NaN where a difference is no number
     "How often the mean of `diff` is as far from zero when the two arms of each image are exchanged at random"
     diff = np.asarray(diff, float)
+    if not np.isfinite(diff).all():
+        return np.nan
     if len(diff) < 2:
         return 1.0
     found = stats.permutation_test(
@@ -62,6 +64,10 @@ def paired(
     seed: int = 0,  # of the resampling
 ) -> dict:  # mean, lo, hi, p, n
     "The mean difference of two arms with its interval and its p"
+    if np.shape(a) != np.shape(b):
+        raise ValueError(
+            f'the arms are paired, but one has {len(a)} numbers and the other {len(b)}'
+        )
     diff = np.asarray(a, float) - np.asarray(b, float)
     lo, hi = interval(diff, seed=seed)
     return dict(

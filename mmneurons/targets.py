@@ -135,6 +135,8 @@ def choose_target(
         return word
     ids = given_caption(seen)
     text = mm.tokenizer.decode(ids).strip()
+    if isinstance(word, bool) or not isinstance(word, (str, SupportsIndex, type(None))):
+        raise TypeError(f'a target is a word, a token id or a Target, not {word!r}')
     if isinstance(word, SupportsIndex):  # also of numpy or torch
         word = int(word)
     if isinstance(word, str) and not (word := word.strip()):
@@ -164,7 +166,9 @@ def choose_targets(
     words,  # a list of words, token ids and `Target`s, or "*": all content words of the caption
 ) -> list[Target]:
     "All the words to attribute in one caption"
-    if words == '*':
+    if isinstance(words, str) and words != '*':
+        raise TypeError(f'words are a list, such as [{words!r}], or "*" for all content words')
+    if isinstance(words, str):
         ids = given_caption(seen)
         found = dict.fromkeys(content_words(mm.tokenizer.decode(ids)))
         words = [w for w in found if token_at(mm, ids, w) is not None] or [None]
