@@ -19,7 +19,7 @@ from typing import Self
 
 import pandas as pd
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as as_bytes
 
 from .activations import Baseline, as_baseline
@@ -269,11 +269,12 @@ class Attribution:
         file,  # written by `save`
     ) -> Self:
         "Read what `save` wrote"
-        with safe_open(file, 'pt') as f:
-            tensors, about = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
-        if 'attribution' not in about:
-            raise ValueError(f'{file} holds no attribution')
-        return cls(**tensors, **json.loads(about['attribution']))
+        try:
+            with safe_open(file, 'pt') as f:
+                tensors, about = {k: f.get_tensor(k) for k in f.keys()}, f.metadata()
+            return cls(**tensors, **json.loads(about['attribution']))
+        except (SafetensorError, KeyError, TypeError, ValueError):
+            raise ValueError(f'{file} is no attribution, or is damaged') from None
 
 # %% ../nbs/02_attribution.ipynb #92cfceb3
 def top_neurons(

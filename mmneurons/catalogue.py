@@ -161,9 +161,12 @@ class Catalogue:
         file,  # written by `save`
     ) -> 'Catalogue':
         "Read what `save` wrote"
-        found = json.loads(Path(file).read_text('utf-8'))
-        rows, counts = (pd.DataFrame(found[name]) for name in ('rows', 'counts'))
-        return cls(rows, counts, found['about'])
+        try:
+            found = json.loads(Path(file).read_text('utf-8'))
+            rows, counts = (pd.DataFrame(found[name]) for name in ('rows', 'counts'))
+            return cls(rows, counts, found['about'])
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f'{file} is no catalogue, or is damaged') from None
 
     @property
     def concepts(self) -> list[str]:

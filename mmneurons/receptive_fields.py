@@ -80,6 +80,13 @@ def heatmaps(
                 'a Seen is the whole of what the model was shown: give the image with box'
             )
         whole = image.image if isinstance(image, Seen) else as_image(image)
+        if box and not (
+            0 <= box[0] < box[2] <= whole.width and 0 <= box[1] < box[3] <= whole.height
+        ):
+            raise ValueError(
+                f'box {tuple(box)} is no part of an image of {whole.width} × {whole.height} pixels: '
+                'it is (left, top, right, bottom)'
+            )
         shape, inside = size or whole.size[::-1], box
         shown = image if isinstance(image, Seen) else whole.crop(box) if box else whole
         acts = neuron_activations(mm, shown, neurons) - usual
