@@ -237,12 +237,17 @@ def _row_example(row, root):
         masks = read_masks({names[0]: inside(root, row['mask'])}, Frame.of(file, image))
     return Example(row['image_id'], image, captions, names, masks)
 
+# %% ../nbs/00c_data.ipynb #af3e1335
+def _with_files(rows, root):
+    "The rows of a manifest, each with the paths of its files"
+    return [r | dict(files=[root / r[k] for k in ('file', 'mask') if r[k]]) for r in rows]
+
 # %% ../nbs/00c_data.ipynb #761f22b2
 def gallery() -> Reader:
     "The images that ship with the package, each with two captions and the mask of its object"
     root = Path(str(files('mmneurons'))) / 'assets' / 'gallery'
     rows = read_rows(root / 'gallery.csv', 'reinstall mmneurons')
-    return Reader(rows, partial(_row_example, root=root))
+    return Reader(_with_files(rows, root), partial(_row_example, root=root))
 
 # %% ../nbs/00c_data.ipynb #2e01e174
 def _nouns_of(captions):
@@ -315,16 +320,22 @@ def image_folder(
         drawn, unused = _masks_by_name(masks, names)
         skipped = skipped + unused
     rows = [
-        dict(image_id=image_id, name=name, captions=said.get(name, []))
+        dict(
+            image_id=image_id,
+            name=name,
+            captions=said.get(name, []),
+            file=path / name,
+            masks=[*drawn.get(stem(name), {}).items()],
+        )
         for image_id, name in zip(names_without_endings(names), names)
     ]
-    return Reader(rows, partial(_folder_example, folder=path, drawn=drawn), skipped)
+    return Reader(rows, partial(_folder_example, folder=path), skipped)
 
 # %% ../nbs/00c_data.ipynb #e1822db5
-def _folder_example(row, folder, drawn):
+def _folder_example(row, folder):
     file = inside(folder, row['name'])
     ex = _captioned(dict(row, file=file))
-    if of := drawn.get(stem(row['name'])):
+    if of := dict(row['masks']):
         first = next(iter(ex.nouns), 'object') if None in of else ''
         ex.masks.update(read_masks(of, Frame.of(file, ex.image), first))
     return ex
@@ -462,13 +473,11 @@ def _coco_masks(marked, size, frame):
     return masks
 
 # %% ../nbs/00c_data.ipynb #c7b5afea
-def _coco_example(row, folder, marked, sizes):
+def _coco_example(row, folder):
     file = inside(folder, row['name'])
     ex = _captioned(dict(row, file=file))
-    if found := marked.get(row['image_id']):
-        size = sizes.get(row['image_id'])
-        size = size if size and any(size) else row['size']
-        ex.masks.update(_coco_masks(found, size, Frame.of(file, ex.image)))
+    if row['marked']:
+        ex.masks.update(_coco_masks(row['marked'], row['size'], Frame.of(file, ex.image)))
     return ex
 
 # %% ../nbs/00c_data.ipynb #8effee40
@@ -490,11 +499,15 @@ def coco(
         find = partial(_coco_marked, file=instances, image_ids=image_ids)
         marked, sizes, unmarked = _coco_read(instances, 'instances', find)
         skipped = skipped + unmarked
+    for row in rows:
+        name, size = row['image_id'], sizes.get(row['image_id'])
+        row.update(file=Path(images) / row['name'], marked=marked.get(name, []))
+        row['size'] = size if size and any(size) else row['size']
     root = os.path.normpath(images)
-    places = (Path(os.path.normpath(Path(images) / row['name'])) for row in rows)
+    places = (Path(os.path.normpath(row['file'])) for row in rows)
     if not any(p.is_file() or not p.is_relative_to(root) for p in places):
         raise ValueError(f'{images}: this folder has none of the {len(rows)} images of {captions}')
-    return Reader(rows, partial(_coco_example, folder=images, marked=marked, sizes=sizes), skipped)
+    return Reader(rows, partial(_coco_example, folder=images), skipped)
 
 # %% ../nbs/00c_data.ipynb #63f0cc5c
 def _write_images(data, folder):
@@ -713,7 +726,7 @@ def webdataset(
     if missing:
         raise FileNotFoundError(f'{missing}: there is no such tar file')
     rows = [
-        dict(image_id=f'{Path(n).stem}/{key}', shard=n, members=at)
+        dict(image_id=f'{Path(n).stem}/{key}', shard=Path(n), members=at)
         for n in names
         for key, at in _shard(n).items()
     ]
@@ -791,7 +804,8 @@ def hf(
         raise ValueError('this data set has no rows')
     if isinstance(data.features[image], datasets.Image):
         data = data.cast_column(image, datasets.Image(decode=False))
-    rows = [dict(image_id=str(i), row=i, of=data._fingerprint) for i in range(len(data))]
+    of = [data._fingerprint, image, caption]
+    rows = [dict(image_id=str(i), row=i, of=of) for i in range(len(data))]
     return Reader(rows, partial(_hf_example, data=data, image=image, caption=caption))
 
 # %% ../nbs/00c_data.ipynb #b7103ca2
@@ -806,7 +820,8 @@ def corpus(
     if split and split not in splits:
         raise ValueError(f'{path} has no split {split!r}; it has {", ".join(splits)}')
     rows = [r for r in rows if split in (None, r['split'])]
-    return Reader(_each_once(rows, path / 'manifest.csv'), partial(_row_example, root=path))
+    rows = _with_files(_each_once(rows, path / 'manifest.csv'), path)
+    return Reader(rows, partial(_row_example, root=path))
 
 # %% ../nbs/00c_data.ipynb #35e995c1
 def _captions_table(path, images=None, **columns):

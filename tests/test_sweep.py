@@ -387,13 +387,16 @@ def test_another_run_is_refused_and_left_alone(tmp_path):
     kept = contents(tmp_path / 'run')
     others = [
         (tiny_model(seed=4), data, cfg, 'model'),
-        (tiny_model(seed=5), data[:3], cfg, '"images": 4'),
+        (tiny_model(seed=5), data[:3], cfg, 'images, captions or masks are not those of this run'),
         (tiny_model(seed=5), data, SweepConfig(tasks=('attribute',), k=9, block=2), '"k": 8'),
     ]
     for mm, pics, config, said in others:
         with pytest.raises(ValueError, match='is another run') as e:
             sweep(mm, pics, tmp_path / 'run', config)
         assert said in str(e.value)
+    data.rows[3]['file'].write_bytes(data.rows[0]['file'].read_bytes())
+    with pytest.raises(ValueError, match='are not those of this run; choose another folder'):
+        sweep(tiny_model(seed=5), data, tmp_path / 'run', cfg)
     twice = Reader([data.rows[0]] * 2, data.load)
     with pytest.raises(ValueError, match="the first is 'p0'"):
         sweep(tiny_model(), twice, tmp_path / 'twice', cfg)
