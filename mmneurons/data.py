@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from glob import glob
+from itertools import zip_longest
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,38 @@ def read_json(
     except json.JSONDecodeError as e:
         raise ValueError(f'{path}, line {line + e.lineno}: this is not JSON ({e.msg})') from None
 
+# %% ../nbs/00c_data.ipynb #f1f836c9
+def _records(path, text, delimiter):
+    "The line in which each row of a CSV text begins, and its fields"
+    lines, line = io.StringIO(text, newline=''), 1
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    try:
+        for fields in reader:
+            if fields:
+                yield line, fields
+            line = reader.line_num + 1
+    except csv.Error as e:
+        raise ValueError(
+            f'{path}, line {line}: this row is not CSV ({e}); close each quote, and write a quote '
+            'inside quoted text twice'
+        ) from None
+
+# %% ../nbs/00c_data.ipynb #f1f836ca
+def _named_columns(path, records):
+    "The rows below the first one, which names their columns; a missing field is None"
+    if len(records) < 2:
+        raise ValueError(f'{path}: there is no row in this table, below the names of its columns')
+    (first, names), *rest = records
+    if twice := [name for name, n in Counter(names).items() if name and n > 1]:
+        raise ValueError(f'{path}, line {first}: two columns are called {twice[0]!r}; rename one')
+    for line, fields in rest:
+        if any(fields[len(names) :]):
+            raise ValueError(
+                f'{path}, line {line}: {len(fields)} fields, but the table has {len(names)} columns;'
+                ' put text that holds the separator in quotes'
+            )
+    return [dict(zip_longest(names, fields[: len(names)])) for _, fields in rest]
+
 # %% ../nbs/00c_data.ipynb #f1f836cb
 def read_rows(
     path: str | Path,  # a csv, tsv or jsonl file with named columns
@@ -163,12 +196,10 @@ def read_rows(
         rows = {n: read_json(path, line, n) for n, line in lines if line.strip()}
         if odd := next((n for n, row in rows.items() if not isinstance(row, dict)), None):
             raise ValueError(f'{path}, line {odd + 1}: this is not a row with named columns')
+        if not rows:
+            raise ValueError(f'{path}: there is no row in this table')
         return list(rows.values())
-    table = csv.DictReader(io.StringIO(text, newline=''), delimiter='\t' if kind == '.tsv' else ',')
-    try:
-        return list(table)
-    except csv.Error as e:
-        raise ValueError(f'{path}, line {table.line_num}: {e}') from None
+    return _named_columns(path, [*_records(path, text, '\t' if kind == '.tsv' else ',')])
 
 # %% ../nbs/00c_data.ipynb #5c9d2301
 def captions_of(
@@ -270,13 +301,16 @@ def _captions_by_file(table, file, caption, there):
     ):
         if not {file, caption} <= r.keys():
             raise ValueError(
-                f'{table}: its columns must be {file} and {caption}; it has {", ".join(map(str, r))}'
+                f'{table}: its columns must be {file} and {caption}; it has {", ".join(map(str, r))}: '
+                'name yours with file=COLUMN, caption=COLUMN'
             )
         if not isinstance(name := r[file], str) or not name.strip():
             skipped.append(f'{table}, row {n}: it names no file')
             continue
         name = name if name in there else by_lower.get(name.lower(), name)
-        said.setdefault(name, []).extend(captions_of(r[caption], f'{table}, row {n}'))
+        texts = captions_of(r[caption], f'{table}, row {n}')
+        said.setdefault(name, []).extend(texts)
+        skipped += [f'{table}, row {n}: it has no caption'] * (not texts)
     return said, skipped
 
 # %% ../nbs/00c_data.ipynb #6d61736c
@@ -308,6 +342,8 @@ def image_folder(
 ) -> Reader:
     "Every image in a folder or named in the table, with its captions where the table gives them"
     path, said, skipped, drawn = an_existing_folder(path), {}, [], {}
+    if not captions and (file, caption) != ('file', 'caption'):
+        raise ValueError('file and caption name columns of a table: name it with captions=FILE')
     there = {p.name for p in path.iterdir() if is_image_file(p)}
     if captions:
         said, skipped = _captions_by_file(captions, file, caption, there)
@@ -819,9 +855,8 @@ def corpus(
     splits = sorted({r['split'] for r in rows})
     if split and split not in splits:
         raise ValueError(f'{path} has no split {split!r}; it has {", ".join(splits)}')
-    rows = [r for r in rows if split in (None, r['split'])]
-    rows = _with_files(_each_once(rows, path / 'manifest.csv'), path)
-    return Reader(rows, partial(_row_example, root=path))
+    rows = _each_once([r for r in rows if split in (None, r['split'])], path / 'manifest.csv')
+    return Reader(_with_files(rows, path), partial(_row_example, root=path))
 
 # %% ../nbs/00c_data.ipynb #35e995c1
 def _captions_table(path, images=None, **columns):
