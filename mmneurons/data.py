@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from glob import glob
+from itertools import zip_longest
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,38 @@ def read_json(
     except json.JSONDecodeError as e:
         raise ValueError(f'{path}, line {line + e.lineno}: this is not JSON ({e.msg})') from None
 
+# %% ../nbs/00c_data.ipynb #f1f836c9
+def _records(path, text, delimiter):
+    "The line in which each row of a CSV text begins, and its fields"
+    lines, line = io.StringIO(text, newline=''), 1
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    try:
+        for fields in reader:
+            if fields:
+                yield line, fields
+            line = reader.line_num + 1
+    except csv.Error as e:
+        raise ValueError(
+            f'{path}, line {line}: this row is not CSV ({e}); close each quote, and write a quote '
+            'inside quoted text twice'
+        ) from None
+
+# %% ../nbs/00c_data.ipynb #f1f836ca
+def _named_columns(path, records):
+    "The rows below the first one, which names their columns; a missing field is None"
+    if len(records) < 2:
+        raise ValueError(f'{path}: there is no row in this table, below the names of its columns')
+    (first, names), *rest = records
+    if twice := [name for name, n in Counter(names).items() if name and n > 1]:
+        raise ValueError(f'{path}, line {first}: two columns are called {twice[0]!r}; rename one')
+    for line, fields in rest:
+        if any(fields[len(names) :]):
+            raise ValueError(
+                f'{path}, line {line}: {len(fields)} fields, but the table has {len(names)} columns;'
+                ' put text that holds the separator in quotes'
+            )
+    return [dict(zip_longest(names, fields[: len(names)])) for _, fields in rest]
+
 # %% ../nbs/00c_data.ipynb #f1f836cb
 def read_rows(
     path: str | Path,  # a csv, tsv or jsonl file with named columns
@@ -163,12 +196,10 @@ def read_rows(
         rows = {n: read_json(path, line, n) for n, line in lines if line.strip()}
         if odd := next((n for n, row in rows.items() if not isinstance(row, dict)), None):
             raise ValueError(f'{path}, line {odd + 1}: this is not a row with named columns')
+        if not rows:
+            raise ValueError(f'{path}: there is no row in this table')
         return list(rows.values())
-    table = csv.DictReader(io.StringIO(text, newline=''), delimiter='\t' if kind == '.tsv' else ',')
-    try:
-        return list(table)
-    except csv.Error as e:
-        raise ValueError(f'{path}, line {table.line_num}: {e}') from None
+    return _named_columns(path, [*_records(path, text, '\t' if kind == '.tsv' else ',')])
 
 # %% ../nbs/00c_data.ipynb #5c9d2301
 def captions_of(
@@ -237,12 +268,17 @@ def _row_example(row, root):
         masks = read_masks({names[0]: inside(root, row['mask'])}, Frame.of(file, image))
     return Example(row['image_id'], image, captions, names, masks)
 
+# %% ../nbs/00c_data.ipynb #af3e1335
+def _with_files(rows, root):
+    "The rows of a manifest, each with the paths of its files"
+    return [r | dict(files=[root / r[k] for k in ('file', 'mask') if r[k]]) for r in rows]
+
 # %% ../nbs/00c_data.ipynb #761f22b2
 def gallery() -> Reader:
     "The images that ship with the package, each with two captions and the mask of its object"
     root = Path(str(files('mmneurons'))) / 'assets' / 'gallery'
     rows = read_rows(root / 'gallery.csv', 'reinstall mmneurons')
-    return Reader(rows, partial(_row_example, root=root))
+    return Reader(_with_files(rows, root), partial(_row_example, root=root))
 
 # %% ../nbs/00c_data.ipynb #2e01e174
 def _nouns_of(captions):
@@ -265,13 +301,16 @@ def _captions_by_file(table, file, caption, there):
     ):
         if not {file, caption} <= r.keys():
             raise ValueError(
-                f'{table}: its columns must be {file} and {caption}; it has {", ".join(map(str, r))}'
+                f'{table}: its columns must be {file} and {caption}; it has {", ".join(map(str, r))}: '
+                'name yours with file=COLUMN, caption=COLUMN'
             )
         if not isinstance(name := r[file], str) or not name.strip():
             skipped.append(f'{table}, row {n}: it names no file')
             continue
         name = name if name in there else by_lower.get(name.lower(), name)
-        said.setdefault(name, []).extend(captions_of(r[caption], f'{table}, row {n}'))
+        texts = captions_of(r[caption], f'{table}, row {n}')
+        said.setdefault(name, []).extend(texts)
+        skipped += [f'{table}, row {n}: it has no caption'] * (not texts)
     return said, skipped
 
 # %% ../nbs/00c_data.ipynb #6d61736c
@@ -303,6 +342,8 @@ def image_folder(
 ) -> Reader:
     "Every image in a folder or named in the table, with its captions where the table gives them"
     path, said, skipped, drawn = an_existing_folder(path), {}, [], {}
+    if not captions and (file, caption) != ('file', 'caption'):
+        raise ValueError('file and caption name columns of a table: name it with captions=FILE')
     there = {p.name for p in path.iterdir() if is_image_file(p)}
     if captions:
         said, skipped = _captions_by_file(captions, file, caption, there)
@@ -315,16 +356,22 @@ def image_folder(
         drawn, unused = _masks_by_name(masks, names)
         skipped = skipped + unused
     rows = [
-        dict(image_id=image_id, name=name, captions=said.get(name, []))
+        dict(
+            image_id=image_id,
+            name=name,
+            captions=said.get(name, []),
+            file=path / name,
+            masks=[*drawn.get(stem(name), {}).items()],
+        )
         for image_id, name in zip(names_without_endings(names), names)
     ]
-    return Reader(rows, partial(_folder_example, folder=path, drawn=drawn), skipped)
+    return Reader(rows, partial(_folder_example, folder=path), skipped)
 
 # %% ../nbs/00c_data.ipynb #e1822db5
-def _folder_example(row, folder, drawn):
+def _folder_example(row, folder):
     file = inside(folder, row['name'])
     ex = _captioned(dict(row, file=file))
-    if of := drawn.get(stem(row['name'])):
+    if of := dict(row['masks']):
         first = next(iter(ex.nouns), 'object') if None in of else ''
         ex.masks.update(read_masks(of, Frame.of(file, ex.image), first))
     return ex
@@ -462,13 +509,11 @@ def _coco_masks(marked, size, frame):
     return masks
 
 # %% ../nbs/00c_data.ipynb #c7b5afea
-def _coco_example(row, folder, marked, sizes):
+def _coco_example(row, folder):
     file = inside(folder, row['name'])
     ex = _captioned(dict(row, file=file))
-    if found := marked.get(row['image_id']):
-        size = sizes.get(row['image_id'])
-        size = size if size and any(size) else row['size']
-        ex.masks.update(_coco_masks(found, size, Frame.of(file, ex.image)))
+    if row['marked']:
+        ex.masks.update(_coco_masks(row['marked'], row['size'], Frame.of(file, ex.image)))
     return ex
 
 # %% ../nbs/00c_data.ipynb #8effee40
@@ -490,11 +535,15 @@ def coco(
         find = partial(_coco_marked, file=instances, image_ids=image_ids)
         marked, sizes, unmarked = _coco_read(instances, 'instances', find)
         skipped = skipped + unmarked
+    for row in rows:
+        name, size = row['image_id'], sizes.get(row['image_id'])
+        row.update(file=Path(images) / row['name'], marked=marked.get(name, []))
+        row['size'] = size if size and any(size) else row['size']
     root = os.path.normpath(images)
-    places = (Path(os.path.normpath(Path(images) / row['name'])) for row in rows)
+    places = (Path(os.path.normpath(row['file'])) for row in rows)
     if not any(p.is_file() or not p.is_relative_to(root) for p in places):
         raise ValueError(f'{images}: this folder has none of the {len(rows)} images of {captions}')
-    return Reader(rows, partial(_coco_example, folder=images, marked=marked, sizes=sizes), skipped)
+    return Reader(rows, partial(_coco_example, folder=images), skipped)
 
 # %% ../nbs/00c_data.ipynb #63f0cc5c
 def _write_images(data, folder):
@@ -713,7 +762,7 @@ def webdataset(
     if missing:
         raise FileNotFoundError(f'{missing}: there is no such tar file')
     rows = [
-        dict(image_id=f'{Path(n).stem}/{key}', shard=n, members=at)
+        dict(image_id=f'{Path(n).stem}/{key}', shard=Path(n), members=at)
         for n in names
         for key, at in _shard(n).items()
     ]
@@ -791,7 +840,8 @@ def hf(
         raise ValueError('this data set has no rows')
     if isinstance(data.features[image], datasets.Image):
         data = data.cast_column(image, datasets.Image(decode=False))
-    rows = [dict(image_id=str(i), row=i, of=data._fingerprint) for i in range(len(data))]
+    of = [data._fingerprint, image, caption]
+    rows = [dict(image_id=str(i), row=i, of=of) for i in range(len(data))]
     return Reader(rows, partial(_hf_example, data=data, image=image, caption=caption))
 
 # %% ../nbs/00c_data.ipynb #b7103ca2
@@ -805,8 +855,8 @@ def corpus(
     splits = sorted({r['split'] for r in rows})
     if split and split not in splits:
         raise ValueError(f'{path} has no split {split!r}; it has {", ".join(splits)}')
-    rows = [r for r in rows if split in (None, r['split'])]
-    return Reader(_each_once(rows, path / 'manifest.csv'), partial(_row_example, root=path))
+    rows = _each_once([r for r in rows if split in (None, r['split'])], path / 'manifest.csv')
+    return Reader(_with_files(rows, path), partial(_row_example, root=path))
 
 # %% ../nbs/00c_data.ipynb #35e995c1
 def _captions_table(path, images=None, **columns):

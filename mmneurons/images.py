@@ -50,6 +50,11 @@ def _eight_bits(values):
 # %% ../nbs/003_images.ipynb #5c9d21b0
 def _to_rgb(image):
     "`image` as RGB: transparent parts on white, deep grey levels scaled to eight bits"
+    if image.mode == 'I' and 0 < image.getextrema()[1] <= 255:
+        raise ImageError(
+            'its 32-bit integers do not exceed 255, and whether white is 255 or 65535 is not known:'
+            ' save it with 8 or 16 bits'
+        )
     if image.mode.startswith(('I', 'F')):
         return Image.fromarray(_eight_bits(np.asarray(image))).convert('RGB')
     if image.has_transparency_data:
@@ -61,6 +66,8 @@ def _to_rgb(image):
 # %% ../nbs/003_images.ipynb #5c9d21b1
 def _upright(image, max_side):
     "`image` as RGB, turned as its EXIF note says, no side longer than `max_side`"
+    if image.mode == 'I' and image.format in ('PNG', 'PPM'):
+        image = image.convert('I;16')  # these files have at most 16 bits
     image = ImageOps.exif_transpose(image)
     if max(image.size) > max_side and image.mode[0] not in 'IFP':
         image.thumbnail((max_side, max_side), reducing_gap=2)

@@ -123,8 +123,10 @@ class ActivationRun(RunFolder):
             found = image_activations(
                 self.mm, self.mm.soft_prompt([ex.image for ex in part]), self.lead
             )
-            if not found.isfinite().all():
-                raise ValueError('its activations are not finite')
+            if not found.half().isfinite().all():
+                raise ValueError(
+                    'its activations exceed what 16-bit floats hold (65504), or are no numbers'
+                )
             return list(found.half().numpy())
 
         def lost(part, *why):

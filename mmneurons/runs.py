@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['KEY_TYPES', 'FAILURES', 'needs', 'disk_errors', 'write_atomic', 'processes', 'DataError', 'RepeatedFault',
            'out_of_memory', 'reason_of', 'Faults', 'attempt', 'in_halves', 'schema', 'as_table', 'as_parquet',
-           'read_parts', 'data_fingerprint', 'same_run', 'Tables', 'RunFolder']
+           'read_parts', 'file_stamp', 'data_fingerprint', 'same_run', 'Tables', 'RunFolder']
 
 # %% ../nbs/000_runs.ipynb #098f6639
-import contextlib, hashlib, importlib, io, json, os, re, time, traceback
+import contextlib, hashlib, importlib, io, json, os, re, time, traceback, zlib
 from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -234,15 +234,28 @@ def read_parts(
     empty = schema.empty_table() if columns is None else schema.empty_table().select([*columns])
     return pa.concat_tables(parts or [empty]).to_pandas(use_threads=False)
 
+# %% ../nbs/000_runs.ipynb #d205dd86
+def file_stamp(
+    file: Path,  # which may be missing
+) -> tuple:  # name, size in bytes, CRC-32 of the first 64 kB; of a missing file the name
+    "What tells a file from another one of the same name"
+    try:
+        if not file.is_file():
+            return (file.name,)
+        with open(file, 'rb') as f:
+            return file.name, os.fstat(f.fileno()).st_size, zlib.crc32(f.read(2**16))
+    except OSError:
+        return (file.name,)  # the task that needs it lists the reason
+
 # %% ../nbs/000_runs.ipynb #d205dd87
 def data_fingerprint(
     data,  # a `Reader`
 ) -> str:  # 16 hexadecimal digits
-    "What tells one list of captioned images from another"
-    found = hashlib.sha256()
+    "What tells one list of images with captions and masks from another"
+    found, stamp = hashlib.sha256(), lru_cache(64)(file_stamp)  # a tar file holds many images
     for row in data.rows:
         plain = json.dumps(
-            row, default=lambda v: v.name if isinstance(v, Path) else str(v), sort_keys=True
+            row, default=lambda v: stamp(v) if isinstance(v, Path) else str(v), sort_keys=True
         )
         found.update(plain.encode())
     return found.hexdigest()[:16]
@@ -258,6 +271,11 @@ def same_run(
     if 'config' in other:
         config = before.get('config') or {}
         other['config'] = {k: v for k, v in config.items() if v != identity['config'].get(k)}
+    if 'data' in other:
+        raise ValueError(
+            f'{file.parent} is another run: the images, captions or masks are not those of this run; '
+            'choose another folder'
+        )
     if other:
         raise ValueError(
             f'{file.parent} is another run, with {json.dumps(other)}; '

@@ -26,7 +26,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
-from .runs import disk_errors, needs, processes, write_atomic
+from .runs import data_fingerprint, disk_errors, needs, processes, write_atomic
 from .hooks import attached, on_input
 from .model import HOST, MultimodalLM
 from .pairs import save_projection
@@ -136,12 +136,11 @@ def encoder_key(
 # %% ../nbs/01_train_projection.ipynb #9e6a55b6
 def feature_key(
     mm: MultimodalLM,  # whose encoder
-    rows: list[dict],  # of the data set: names, files, captions
+    dataset,  # a `Reader`
 ) -> str:
-    "A short hash of everything that the features and captions depend on, but for the pixels themselves"
-    return hashlib.sha256(json.dumps([*encoder_key(mm), rows], default=str).encode()).hexdigest()[
-        :12
-    ]
+    "A short hash of everything that the features and captions depend on"
+    known = [*encoder_key(mm), data_fingerprint(dataset)]
+    return hashlib.sha256(json.dumps(known, default=str).encode()).hexdigest()[:12]
 
 # %% ../nbs/01_train_projection.ipynb #472b07b9
 def sized(
@@ -218,7 +217,7 @@ class Features:
         folder,  # made where missing; a subfolder for each encoder and data set
         block: int = 64,  # images between two savings
     ):
-        self.folder = Path(folder) / feature_key(mm, dataset.rows)
+        self.folder = Path(folder) / feature_key(mm, dataset)
         self.encoder, self.image_ids = encoder_key(mm), dataset.image_ids
         self.folder.mkdir(parents=True, exist_ok=True)
         team, shape = processes(mm.device), (len(dataset), mm.n_patches, mm.d_image)

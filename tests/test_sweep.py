@@ -176,11 +176,8 @@ def test_what_goes_wrong_with_an_image_is_listed_and_the_rest_goes_on(tmp_path):
     data.rows[2]['file'].write_bytes(torn[:500])
     data.rows[3]['captions'] = ('the red ' + 'x' * 10**7, 'the red on a')  # no reason to fail
     failures = sweep(tiny_model(seed=5), data, tmp_path / 'run', CFG)
-    assert (
-        failures.image_id.tolist() == ['p1', 'p2']
-        and failures.lost.all()
-        and {*failures.task} == {'attribute'}
-    )
+    failures = failures[failures.lost].reset_index(drop=True)
+    assert failures.image_id.tolist() == ['p1', 'p2'] and {*failures.task} == {'attribute'}
     assert (
         'vanished.png: there is no such file' in failures.reason[0]
         and 'cannot be read' in failures.reason[1]
@@ -202,7 +199,7 @@ def test_an_image_that_vanishes_between_two_tasks_is_lost_for_the_second_only(tm
         return load(row)
 
     data.load = once
-    failures = sweep(tiny_model(seed=5), data, kept, CFG)
+    failures = sweep(tiny_model(seed=5), data, kept, CFG).query('lost')
     assert {*failures.image_id} == {'p4'} and {*failures.task} == {'masks', 'ablate', 'scores'}
     assert 'p4' in set(read_table(kept, 'neurons').image_id) and 'p4' not in set(
         read_table(kept, 'curve').image_id
@@ -330,6 +327,18 @@ def test_resampled_activations_come_from_an_image_of_another_noun(tmp_path):
     assert about['config']['value'] == 'resample' and about['positions'] == 'image'
 
 
+def test_an_arm_that_has_no_image_is_listed_and_loses_nothing(tmp_path):
+    data = masked(tmp_path / 'pictures', 4)
+    load, cfg = data.load, replace(CFG, tasks=('attribute', 'decode', 'ablate'))
+    data.load = lambda row: replace(load(row), nouns=('photo',))
+    failures = sweep(tiny_model(seed=5), data, tmp_path / 'run', cfg)
+    assert failures.image_id.tolist() == data.image_ids and not failures.lost.any()
+    said = 'no image has another noun: the arm "another noun" is left out for this image'
+    assert {*failures.reason} == {said} and {*failures.task} == {'ablate'}
+    curve = read_table(tmp_path / 'run', 'curve')
+    assert {*curve.arm} == {'top', 'interpretable', 'random'} and curve.image_id.nunique() == 4
+
+
 def test_a_run_of_an_older_version_is_refused(tmp_path):
     (tmp_path / 'run').mkdir()
     (tmp_path / 'run' / 'run.json').write_text('{"version": "0.0.9"}')
@@ -387,13 +396,16 @@ def test_another_run_is_refused_and_left_alone(tmp_path):
     kept = contents(tmp_path / 'run')
     others = [
         (tiny_model(seed=4), data, cfg, 'model'),
-        (tiny_model(seed=5), data[:3], cfg, '"images": 4'),
+        (tiny_model(seed=5), data[:3], cfg, 'images, captions or masks are not those of this run'),
         (tiny_model(seed=5), data, SweepConfig(tasks=('attribute',), k=9, block=2), '"k": 8'),
     ]
     for mm, pics, config, said in others:
         with pytest.raises(ValueError, match='is another run') as e:
             sweep(mm, pics, tmp_path / 'run', config)
         assert said in str(e.value)
+    data.rows[3]['file'].write_bytes(data.rows[0]['file'].read_bytes())
+    with pytest.raises(ValueError, match='are not those of this run; choose another folder'):
+        sweep(tiny_model(seed=5), data, tmp_path / 'run', cfg)
     twice = Reader([data.rows[0]] * 2, data.load)
     with pytest.raises(ValueError, match="the first is 'p0'"):
         sweep(tiny_model(), twice, tmp_path / 'twice', cfg)
@@ -407,7 +419,7 @@ def test_what_looks_like_coco_gives_what_its_origin_gives(tmp_path):
     names = dict(zip([f'{i}' for i in range(1, 7)], gallery().image_ids))
 
     def tables(data, folder):
-        assert not len(sweep(tiny_model(seed=5), data, folder, CFG))
+        assert not sweep(tiny_model(seed=5), data, folder, CFG).lost.any()
         return {name: read_table(folder, name) for name in SCHEMAS}
 
     here, there = (

@@ -303,6 +303,8 @@ def test_features_are_used_again_only_where_they_are_the_same(tmp_path):
     data.rows[0]['captions'] = ('the picture',)
     assert reads(cnn) == 4
     assert (reads(tiny_model(seed=1)), reads(tiny_model())) == (4, 4)
+    data.rows[1]['file'].write_bytes(data.rows[2]['file'].read_bytes())
+    assert (reads(tiny_model()), reads(tiny_model())) == (4, 0)  # an image changed, not its name
 
 
 def test_there_need_be_no_warm_up():
