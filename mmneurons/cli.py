@@ -556,7 +556,7 @@ def add_format(
             '--bits',
             type=int,
             choices=[4, 8],
-            help='quantise the language model, but for what neurons are decoded with (on a GPU)',
+            help='quantise the language model, but for what neurons are decoded with: 8 or 4; 4 on a GPU only',
         )
     p.add_argument(
         '--dtype',
