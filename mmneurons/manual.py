@@ -82,6 +82,8 @@ sources of images:
   folders:FOLDER[,names=CSV]           a folder for each class
   voc:FOLDER                           Pascal VOC as downloaded
   corpus:FOLDER[,split=val]            made by mmneurons corpus
+  photographs:FOLDER[,kind=KIND]       223 test photographs of a Debian package,
+                           fetched into FOLDER by apt-get
   and all others of mmneurons train --help
 """
 
