@@ -1,6 +1,6 @@
 """A rehearsal of the paper's pair at full size, with random weights: does every step run here, how long, in how much memory?
 
-    python benchmarks/rehearsal.py FOLDER                     GPT-J and BEiT-L: 14 GB of disk, 15 GB of memory in bfloat16
+    python benchmarks/rehearsal.py FOLDER                     GPT-J and BEiT-L: 14 GB of disk, over 18 GB of memory in bfloat16
     python benchmarks/rehearsal.py FOLDER --size small        half a minute: the same files, small
     python benchmarks/rehearsal.py FOLDER --size loading      only what loading takes, beside transformers' own way
 
@@ -148,6 +148,13 @@ def two_classes(home):
             for file in half:
                 shutil.copy(file, folder / f'{copy}-{file.name}')
     return home / 'classes'
+
+
+def images_of(step, home, n):
+    "How many images a step is given: `paper` and `atlas` read a run, `check` weights alone"
+    if step == 'find':
+        return sum(1 for _ in (home / 'classes').rglob('*.jpg'))
+    return dict(look=1, sweep=n).get(step, 0)
 
 
 def steps(home, images, args):
@@ -314,7 +321,7 @@ def main(argv=None):
         done = run(command, env)
         precision = f'{args.bits} bits' if args.bits else args.dtype
         about = dict(size=args.size, precision=precision, machine=machine(args.device))
-        about |= dict(images=1 if name == 'look' else args.images, step=name)
+        about |= dict(images=images_of(name, home, args.images), step=name)
         measured = {k: done[k] for k in ('seconds', 'processor', 'status')}
         measured |= dict(peak=round(done['peak'] / 1e9, 2), announced=announced(done['lines']))
         rows.append(about | measured)

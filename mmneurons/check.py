@@ -317,7 +317,7 @@ def as_text(
     "The table for a terminal, and a last line that counts the verdicts"
     lines = [
         f'{r.verdict:8} {r.check}\n         expected {r.expected}\n         found    {r.found}'
-        + f'\n         ({r.tolerance})' * (r.verdict == 'wrong')
+        + f'\n         ({r.tolerance})' * bool(r.tolerance)
         for r in table.itertuples()
     ]
     counts = table.verdict.value_counts()

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['WAYS_OUT', 'LOOK', 'LOOK_EXAMPLES', 'OUTPUT', 'STATUS', 'ENVIRONMENT', 'GENERAL', 'EXAMPLES', 'LIBRARY', 'say',
            'ModelError', 'plain', 'load', 'writable_page', 'page_path', 'chosen_baseline', 'looks', 'printed',
-           'run_look', 'run_corpus', 'left_out', 'run_train', 'whole_numbers', 'run_sweep', 'run_paper', 'run_atlas',
-           'run_find', 'run_check', 'add_fields', 'run_notebooks', 'counting', 'add_command', 'add_format', 'add_model',
-           'look_command', 'corpus_command', 'train_command', 'sweep_command', 'run_commands', 'find_command',
-           'check_command', 'notebooks_command', 'make_parser', 'main', 'run']
+           'run_look', 'run_corpus', 'left_out', 'run_train', 'whole_numbers', 'open_source', 'run_sweep', 'run_paper',
+           'run_atlas', 'run_find', 'run_check', 'add_fields', 'run_notebooks', 'counting', 'add_command', 'add_format',
+           'add_model', 'look_command', 'corpus_command', 'train_command', 'sweep_command', 'run_commands',
+           'find_command', 'check_command', 'notebooks_command', 'make_parser', 'main', 'run']
 
 # %% ../nbs/10_cli.ipynb #ac3478d6
 import argparse, errno, io, json, os, shutil, signal, sys, traceback
 from collections.abc import Iterator
 from contextlib import redirect_stderr, suppress
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,7 @@ from mmneurons.manual import (
 
 if TYPE_CHECKING:  # a command answers before it loads torch
     from mmneurons.activations import Baseline
+    from mmneurons.data import Reader
     from mmneurons.model import MultimodalLM
     from mmneurons.report import Look
 
@@ -288,19 +290,31 @@ def whole_numbers(
         )
     return tuple(map(int, text.split(',')))
 
+# %% ../nbs/10_cli.ipynb #10src001
+def open_source(
+    spec: str,  # the value of `--data`
+) -> 'Reader':
+    "The data set that a command measures, which may be the test photographs"
+    import_module('mmneurons.corpus.photographs')  # adds its name to the sources
+    from mmneurons.data import open_data
+
+    try:
+        return open_data(spec)
+    except RuntimeError as e:
+        raise OSError(e) from e  # a package could not be fetched
+
 # %% ../nbs/10_cli.ipynb #700aa69f
 def run_sweep(
     args,  # of `mmneurons sweep`
 ) -> int:  # exit status
     "`mmneurons sweep`: run the analyses over a data set, or continue a run"
-    from mmneurons.data import open_data
     from mmneurons.runs import processes
     from mmneurons.sweeps import SweepConfig, sweep
 
     given = {
         f.name: v for f in fields(SweepConfig) if (v := getattr(args, f.name, None)) is not None
     }
-    config, data = SweepConfig(**given), open_data(args.data)[: args.limit]
+    config, data = SweepConfig(**given), open_source(args.data)[: args.limit]
     team = processes(args.device)
     Path(args.out).mkdir(parents=True, exist_ok=True)
     if team.num_processes > 1:
@@ -350,10 +364,9 @@ def run_find(
     "`mmneurons find`: find the neurons that fire for a concept and promote its words"
     from mmneurons.atlas import save_shown, shown_images
     from mmneurons.catalogue import find_neurons
-    from mmneurons.data import open_data
     from mmneurons.recording import record_activations
 
-    data, out = open_data(args.data)[: args.limit], Path(args.out)
+    data, out = open_source(args.data)[: args.limit], Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     mm, file = load(args), out / 'catalogue.json'
     catalogue = find_neurons(mm, data, out)
@@ -556,7 +569,7 @@ def add_format(
             '--bits',
             type=int,
             choices=[4, 8],
-            help='quantise the language model, but for what neurons are decoded with (on a GPU)',
+            help='quantise the language model, but for what neurons are decoded with: 8 or 4; 4 on a GPU only',
         )
     p.add_argument(
         '--dtype',

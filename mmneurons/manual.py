@@ -75,11 +75,15 @@ run:
 SWEEP_DATA = """
 sources of images:
   gallery                  the 20 that come with the package
-  folder:FOLDER[,captions=CSV]         any folder of images
+  folder:FOLDER[,captions=CSV][,file=COLUMN][,caption=COLUMN][,masks=FOLDER]
+                           any folder of images; CSV (or tsv, jsonl) has the
+                           columns file and caption
   coco:FOLDER[,part=val2017]           MS-COCO, its archives unpacked in FOLDER
   folders:FOLDER[,names=CSV]           a folder for each class
   voc:FOLDER                           Pascal VOC as downloaded
   corpus:FOLDER[,split=val]            made by mmneurons corpus
+  photographs:FOLDER[,kind=KIND]       223 test photographs of a Debian package,
+                           fetched into FOLDER by apt-get
   and all others of mmneurons train --help
 """
 
@@ -126,9 +130,10 @@ examples:
 NOTEBOOKS = """
 Copy the chapters of the book into a folder, to run and to change.
 
-Each is a Jupyter notebook that runs by itself, from the top. The main chapters
-use the paper's pair where a GPU and a hub for it are at hand, all others the
-pocket; the numbers in the text are the pocket's. Cells that take long, or need
+Each is a Jupyter notebook that runs by itself, from the top. Eight chapters on
+the method (03, 04, 04a, 04b, 05, 05a, 05b and 07) use the paper's pair where a
+GPU and a hub for it are at hand, all others the pocket or a tiny model; the
+numbers in the text are the pocket's. Cells that take long, or need
 a GPU, are commented out. A file that exists already and differs is never
 overwritten: the command names it, writes the others and ends with status 1.
 """

@@ -344,7 +344,8 @@ def require_memory(
     if needs.sum() <= free:
         return said
     fits = [f'{how} ({n / 1e9:.1f} GB)' for how, n in smaller().items() if n <= free]
-    fits += ["device_map='auto' (spread over devices)", "the preset 'pocket' (2.3 GB)"]
+    fits += ["device_map='auto' (spread over devices)"]
+    fits += ["the preset 'pocket' (1.2 GB on a GPU, 2.4 GB on a CPU)"]
     raise RuntimeError(
         f'{said}. Only {free / 1e9:.1f} GB are free there; smaller: {", ".join(fits)}'
     )
@@ -627,9 +628,11 @@ def find_pair(
     if Path(name).is_dir():
         return read_pair(name)
     if str(name).count('/') != 1:
+        why = f'unknown model {name!r}'
+        if 'nfrn50' in str(name):
+            why += ' (LiMBeR pools NF-ResNet-50 to one vector, so there are no patches)'
         raise ValueError(
-            f'unknown model {name!r}; there are: {", ".join(PRESETS)}, or a folder or hub '
-            'repository of a saved pair'
+            f'{why}; there are: {", ".join(PRESETS)}, or a folder or hub repository of a saved pair'
         )
     return read_pair(snapshot_download(name, revision=revision))
 

@@ -216,6 +216,7 @@ def test_nothing_heavy_before_it_is_needed(tmp_path):
         (['look', '--kk', '3', 'dog.jpg'], 2, 'usage: mmneurons look'),
         (['look', 'dog.jpg', '--k', '0'], 2, 'whole number'),
         (['look', 'dog.jpg', '--model', 'gpt-5'], 2, 'pocket'),
+        (['look', 'dog.jpg', '--model', 'limber-nfrn50'], 2, 'so there are no patches'),
         (['look', 'dog.jpg', '--projection', 'gone.safetensors'], 2, 'gone.safetensors'),
         (['look', 'dog.jpg', '--device', 'gpu'], 2, 'use cpu, cuda or mps'),
         (['notebooks', 'dog.jpg'], 1, 'dog.jpg: there is a file of that name; name another folder'),
@@ -223,6 +224,7 @@ def test_nothing_heavy_before_it_is_needed(tmp_path):
         (['train', '--data', 'corpus:nowhere', '--out', 'run'], 1, 'mmneurons corpus nowhere'),
         (['train', '--data', 'flickr:nowhere', '--out', 'run'], 1, 'begins with one of'),
         (['train', '--help'], 0, 'webdataset:PATTERN'),
+        (['sweep', '--help'], 0, 'folder:FOLDER[,captions=CSV][,file=COLUMN]'),
         (
             ['train', '--data', 'corpus:nowhere', '--out', 'run', '--keep', '2'],
             1,

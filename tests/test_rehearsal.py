@@ -14,6 +14,8 @@ def test_each_command_runs_on_a_pair_in_the_layout_of_the_hub(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     rows = pd.read_csv(table).set_index('step')
     assert rows.index.tolist() == ['look', 'sweep', 'paper', 'atlas', 'find', 'check']
+    given = dict(look=1, sweep=4, paper=0, atlas=0, find=40, check=0)
+    assert rows.images.to_dict() == given
     # `check` says what the weights are not
     assert rows.status.to_dict() == dict.fromkeys(rows.index, 0) | dict(check=1)
     assert (rows.peak > 0.1).all() and (rows.processor > 0).all()

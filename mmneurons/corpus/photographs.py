@@ -10,7 +10,7 @@ import io, re, struct, zlib
 from pathlib import Path
 
 from .cutouts import Package, fetch_package, read_table
-from ..data import Example, Reader
+from ..data import SOURCES, Example, Reader
 from ..images import open_image
 
 # %% ../../nbs/00g_photographs.ipynb #f3511d0c
@@ -124,3 +124,6 @@ def photographs(
         return Example(row['image_id'], image, (), (row['noun'],))
 
     return Reader(named, load)
+
+# %% ../../nbs/00g_photographs.ipynb #0gsrc001
+SOURCES['photographs'] = photographs
