@@ -210,12 +210,14 @@ def ablation_curve(
         disable=None,
     )
     ks, curves = list(default_ks(mm) if ks is None else ks), []
+    names: set[str] = set()
     for image, a in bar:
-        if any(a.image_id == curve.image_id[0] for curve in curves):
+        if a.image_id in names:
             raise ValueError(
                 f'two images are called {a.image_id!r}, so their curves could not be told apart: '
                 'give each a name, with image_ids where they are attributed'
             )
+        names.add(a.image_id)
         own = arms(a) if callable(arms) else arms
         curves.append(image_curve(mm, image, a, own, ks, value, positions, caption, batch_size))
     if not curves:

@@ -79,7 +79,7 @@ def passes(
     at: str = 'post',  # 'post': activation A; 'pre': pre-activation Z of ungated MLPs
     start: Callable
     | None = None,  # `start(layer, acts)` → activations to compare with, of the shape of `acts`; None: zero
-    along: float = 1.0,  # where the gradient is taken: 1 at the activations, 0 at `start`, between them on the line
+    along: float = 1.0,  # where the gradient is taken: 1 at the activations, else on the line to `start`, one word an image
 ) -> torch.Tensor:  # logits (target, vocab), the images' targets one after the other
     "Change of activation times gradient: one forward pass, and one backward pass for the i-th target of every image"
     flat = [(row, i, t) for row, words in enumerate(targets) for i, t in enumerate(words)]

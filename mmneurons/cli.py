@@ -151,32 +151,34 @@ def looks(
     from mmneurons.images import open_image
 
     mm, others, taken, together = None, None, set(), []
-    for path in tqdm(args.image, unit='image', disable=None if len(args.image) > 1 else True):
-        try:
-            image = open_image(path)
-            page = None if args.no_html else page_path(path, args.out, taken)
-            if mm is None:
-                mm = load(args)
-                baseline = chosen_baseline(args, mm)
-            from mmneurons.report import elsewhere, gallery_seen, html_page, look
+    try:
+        for path in tqdm(args.image, unit='image', disable=None if len(args.image) > 1 else True):
+            try:
+                image = open_image(path)
+                page = None if args.no_html else page_path(path, args.out, taken)
+                if mm is None:
+                    mm = load(args)
+                    baseline = chosen_baseline(args, mm)
+                from mmneurons.report import elsewhere, gallery_seen, html_page, look
 
-            how = dict(k=args.k, seed=args.seed, image_id=path, baseline=baseline)
-            found = look(mm, image, args.target, **how)
-            if page and str(args.out).endswith('.html'):  # one page for all images
-                together.append(found)
-            elif page:
-                others = gallery_seen(mm) if others is None else others
-                where = elsewhere(mm, [found], others, baseline=baseline)
-                page.write_text(html_page([found], where), 'utf-8', 'replace')
-            taken.add(page)
-            yield path, found, page
-        except (ValueError, OSError) as e:
-            if args.debug:
-                raise
-            yield path, e, None
-    if mm is not None and together:
-        page = html_page(together, elsewhere(mm, together, baseline=baseline))
-        Path(args.out).write_text(page, 'utf-8', 'replace')
+                how = dict(k=args.k, seed=args.seed, image_id=path, baseline=baseline)
+                found = look(mm, image, args.target, **how)
+                if page and str(args.out).endswith('.html'):  # one page for all images
+                    together.append(found)
+                elif page:
+                    others = gallery_seen(mm) if others is None else others
+                    where = elsewhere(mm, [found], others, baseline=baseline)
+                    page.write_text(html_page([found], where), 'utf-8', 'replace')
+                taken.add(page)
+                yield path, found, page
+            except (ValueError, OSError) as e:
+                if args.debug:
+                    raise
+                yield path, e, None
+    finally:  # what was found is kept, also where something stopped the rest
+        if mm is not None and together:
+            text = html_page(together, elsewhere(mm, together, baseline=baseline))
+            Path(args.out).write_text(text, 'utf-8', 'replace')
 
 # %% ../nbs/10_cli.ipynb #9e6a55b6
 def printed(

@@ -8,10 +8,10 @@ __all__ = ['HOST', 'SoftPromptLM', 'contiguous_head', 'ends_of', 'plain_generati
 
 # %% ../nbs/00_model.ipynb #ac3478d6
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice, zip_longest
+from itertools import islice
 from typing import Any, Self
 
 import torch
@@ -255,12 +255,16 @@ def _in_step(images, captions, image_ids):
     given = {} if isinstance(captions, bool) else dict(captions=captions)
     given |= {} if image_ids is None else dict(image_ids=image_ids)
     _require_several(images, *given.values())
-    end = object()
-    for row in zip_longest(images, *given.values(), fillvalue=end):
+    columns, end, n = [iter(column) for column in given.values()], object(), 0
+    wrong = ValueError(f'{" and ".join(given)}: give as many as there are images')
+    for n, image in enumerate(images, 1):
+        row = [next(column, end) for column in columns]
         if any(value is end for value in row):
-            raise ValueError(f'{" and ".join(given)}: give as many as there are images')
-        values = dict(captions=captions, image_ids='') | dict(zip(given, row[1:]))
-        yield row[0], values['captions'], values['image_ids']
+            raise wrong
+        values = dict(captions=captions, image_ids='') | dict(zip(given, row))
+        yield image, values['captions'], values['image_ids']
+    if any(isinstance(column, Sized) and len(column) > n for column in given.values()):
+        raise wrong
 
 # %% ../nbs/00_model.ipynb #c0a11eb9
 class SeeingLM(CaptioningLM):

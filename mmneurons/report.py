@@ -260,6 +260,9 @@ def block_lines(
         if 'auc_confirmed' in rows:
             auc = [f', AUC {a:.2f}' if a == a else '' for a in rows.auc_confirmed]
             numbers = [a + b for a, b in zip(numbers, auc)]
+        if 'concept' in rows:  # of the catalogue; one that is not the word is related to it
+            named = [f' for {c}' * (c != look.attribution.target) for c in rows.concept]
+            numbers = [a + b for a, b in zip(numbers, named)]
     for row, number in zip(rows.itertuples(), numbers):
         head = f'    {row.name:14} {number:32} '
         lines.append(

@@ -1,6 +1,7 @@
 "What ablation must keep up under load: the same numbers in two processes, and memory that does not grow with the images."
 
 import hashlib, os, subprocess, sys
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -16,11 +17,11 @@ ROOT = Path(__file__).resolve().parents[1]
 def curve(n=1, ks=(0, 5, 30)):
     "The curves of the gallery's first image, `n` times, from iterators"
     mm, image = tiny_model(), gallery()[0].image
-    a = attribute(mm, image, 'dog', caption='a dog', image_id='first')
+    a = attribute(mm, image, 'dog', caption='a dog')
     return ablation_curve(
         mm,
         (image for _ in range(n)),
-        (a for _ in range(n)),
+        (replace(a, image_id=f'{i}') for i in range(n)),
         lambda a: paper_arms(mm, top_neurons(a, 30), k=30, seeds=(0, 1)),
         ks,
     )

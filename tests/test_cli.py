@@ -321,3 +321,24 @@ def test_training_from_the_command_line(tmp_path):
         'curve.png',
         'left-out.csv',
     }
+
+
+def test_an_interruption_keeps_the_page_of_what_was_found(tmp_path, monkeypatch):
+    from mmneurons import report
+    from mmneurons.cli import looks, make_parser
+    from mmneurons.model import tiny_model
+
+    tiny_model(seed=5).save_pretrained(tmp_path / 'pair', whole=True)
+    look, page = report.look, tmp_path / 'report.html'
+
+    def once(mm, image, *args, image_id, **how):
+        if 'horse' in image_id:
+            raise KeyboardInterrupt
+        return look(mm, image, *args, image_id=image_id, **how)
+
+    monkeypatch.setattr(report, 'look', once)
+    images = [str(GALLERY / f'{name}.jpg') for name in ('red-car', 'horse')]
+    options = ['--model', str(tmp_path / 'pair'), '--target', 'dog', '--out', str(page)]
+    with pytest.raises(KeyboardInterrupt):
+        list(looks(make_parser().parse_args(['look', *images, *options])))
+    assert 'red-car.jpg' in page.read_text('utf-8')

@@ -125,10 +125,11 @@ def sounds(
     "Labelled recordings"
     table = pd.read_csv(Path(folder) / 'sounds.csv')
     table = table[table.split == split] if split else table
+    table = table.assign(path=[Path(folder) / file for file in table.file])  # a run knows it by it
     rows = []
     for copy in range(copies + 1):
         names = table.image_id + f'~{copy}' * bool(copy)
-        part = table[['file', 'word', 'package']].assign(image_id=names, copy=copy)
+        part = table[['file', 'path', 'word', 'package']].assign(image_id=names, copy=copy)
         rows += part.to_dict('records')
     return Reader(rows, partial(sound_example, root=folder))
 
