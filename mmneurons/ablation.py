@@ -10,6 +10,7 @@ __all__ = ['PAPER_KS', 'COLOURS', 'ablation_values', 'ablate', 'target_probabili
 # %% ../nbs/05_ablation.ipynb #c1dfd96e
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
+from itertools import zip_longest
 from numbers import Real
 
 import matplotlib.pyplot as plt
@@ -203,15 +204,13 @@ def ablation_curve(
         value = default_baseline(mm)
     known = len(images) if isinstance(images, Sized) else None
     bar = tqdm(
-        zip(images, attributions, strict=True),
-        total=known,
-        desc='ablation',
-        unit='image',
-        disable=None,
+        zip_longest(images, attributions), total=known, desc='ablation', unit='image', disable=None
     )
     ks, curves = list(default_ks(mm) if ks is None else ks), []
     names: set[str] = set()
     for image, a in bar:
+        if image is None or a is None:
+            raise ValueError('images and attributions: give one attribution for each image')
         if a.image_id in names:
             raise ValueError(
                 f'two images are called {a.image_id!r}, so their curves could not be told apart: '
@@ -229,7 +228,12 @@ def relative(
     curves: pd.DataFrame,  # from `ablation_curve`, with the point 0
 ) -> pd.DataFrame:  # `curves` with a column `relative`
     "The share of the intact model's probability that is left"
-    intact = curves[curves.n_ablated == 0].groupby('image_id').p_target.first()
+    intact = curves[curves.n_ablated == 0].groupby('image_id').p_target
+    if (intact.max() - intact.min() > 0.01).any():
+        raise ValueError(
+            'different images have one name in these curves: give each its own image_id'
+        )
+    intact = intact.first()
     return curves.assign(relative=curves.p_target / curves.image_id.map(intact))
 
 # %% ../nbs/05_ablation.ipynb #64e095fe

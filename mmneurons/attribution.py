@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from html import escape
 from itertools import islice
+from numbers import Integral
 from typing import Self
 
 import pandas as pd
@@ -213,7 +214,7 @@ def resolve_method(
     if isinstance(method, str) and method not in METHODS:
         raise ValueError(f'method is one of {", ".join(METHODS)}, or a function, not {method!r}')
     function = METHODS[method] if isinstance(method, str) else method
-    if not inspect.isfunction(function):
+    if not inspect.isroutine(function):
         raise TypeError(f'a method is a function made with def, not {type(function).__name__}')
     parameters = inspect.signature(function).parameters.values()
     known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
@@ -290,7 +291,7 @@ def top_neurons(
             'specific is what to rank against (mean scores, or other Attributions), '
             'and interpretable is a table of neurons, such as decode gives'
         )
-    if not isinstance(k, int) or k < 0:
+    if not isinstance(k, Integral) or k < 0:
         raise ValueError(f'k is a number of neurons, not {k!r}')
     a, usual = attribution, specific
     if usual is not None and not torch.is_tensor(usual):
